@@ -1,14 +1,14 @@
 """The error tree. Every message says what was given, what is allowed and what to do.
 
-    HFHError
-    ├── SpecError (ValueError)          a pool or table description that cannot be
-    │   └── RatioError                  a ratio that cannot be met; carries the nearest one that can
-    ├── InputError (ValueError)         data given to a function or command is unusable
-    │   └── UnknownIdError (IndexError) an id outside the table, or a key it does not know
-    ├── SnapshotError (ValueError)      a file that is not a readable snapshot
-    │   └── DamagedError                a snapshot whose bytes do not match their checksums
-    ├── TableNotFoundError (KeyError)   a table name that a snapshot or model does not have
-    └── MissingDependencyError (ImportError)  an optional package is not installed
+HFHError
+├── SpecError (ValueError)          a pool or table description that cannot be
+│   └── RatioError                  a ratio that cannot be met; carries the nearest one that can
+├── InputError (ValueError)         data given to a function or command is unusable
+│   └── UnknownIdError (IndexError) an id outside the table, or a key it does not know
+├── SnapshotError (ValueError)      a file that is not a readable snapshot
+│   └── DamagedError                a snapshot whose bytes do not match their checksums
+├── TableNotFoundError (KeyError)   a table name that a snapshot or model does not have
+└── MissingDependencyError (ImportError)  an optional package is not installed
 """
 
 from __future__ import annotations

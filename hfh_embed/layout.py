@@ -56,14 +56,24 @@ def pool_arrays(pool: PoolSpec) -> dict[str, ArraySpec]:
         case Reconstruction.BILINEAR:
             arrays |= {"linear": ArraySpec(F32, (u,)), "quadratic": ArraySpec(F32, (u, u))}
         case Reconstruction.MLP:
-            arrays |= {"w1": ArraySpec(F32, (u, h)), "b1": ArraySpec(F32, (h,)), "w2": ArraySpec(F32, (h,)), "b2": ArraySpec(F32, (1,))}
+            arrays |= {
+                "w1": ArraySpec(F32, (u, h)),
+                "b1": ArraySpec(F32, (h,)),
+                "w2": ArraySpec(F32, (h,)),
+                "b2": ArraySpec(F32, (1,)),
+            }
     return arrays
 
 
 def residual_arrays(residual: ResidualSpec, dim: int) -> dict[str, ArraySpec]:
     """The arrays of a residual network on rows of ``dim`` entries."""
     h = residual.hidden
-    return {"w1": ArraySpec(F32, (dim, h)), "b1": ArraySpec(F32, (h,)), "w2": ArraySpec(F32, (h, dim)), "b2": ArraySpec(F32, (dim,))}
+    return {
+        "w1": ArraySpec(F32, (dim, h)),
+        "b1": ArraySpec(F32, (h,)),
+        "w2": ArraySpec(F32, (h, dim)),
+        "b2": ArraySpec(F32, (dim,)),
+    }
 
 
 def table_arrays(table: TableSpec) -> dict[str, ArraySpec]:
@@ -154,7 +164,9 @@ class SnapshotSpec:
             if table.residual is not None:
                 mine = (table.residual, table.embedding_dim)
                 if groups.setdefault(table.residual.group, mine) != mine:
-                    raise SpecError(f"tables of residual group {table.residual.group!r} differ in embedding_dim or hidden; give them groups of their own")
+                    raise SpecError(
+                        f"tables of residual group {table.residual.group!r} differ in embedding_dim or hidden; give them groups of their own"
+                    )
         return groups
 
     def arrays(self) -> dict[str, ArraySpec]:

@@ -39,7 +39,9 @@ def levels_from_codes(codes: npt.NDArray[np.integer], bits: int) -> npt.NDArray[
     return 2 * codes.astype(np.int32) - np.int32(2**bits - 1)
 
 
-def round_to_codes(values: npt.NDArray[np.floating], half_step: npt.NDArray[np.floating] | float, bits: int) -> npt.NDArray[np.uint16]:
+def round_to_codes(
+    values: npt.NDArray[np.floating], half_step: npt.NDArray[np.floating] | float, bits: int
+) -> npt.NDArray[np.uint16]:
     """The code whose level times ``half_step`` is nearest to each value; values beyond the last level take it."""
     half = 2 ** (bits - 1)
     cells = np.floor(values / (2 * half_step))

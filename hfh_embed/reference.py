@@ -32,7 +32,9 @@ def rows(data: TableData, ids: Ids) -> F64:
         raise UnknownIdError(f"id {ids.min()} is negative; ids are integers from 0")
     known = ids < table.num_embeddings
     if table.unknown is Unknown.ERROR and not known.all():
-        raise UnknownIdError(f"id {ids[~known][0]} is outside table {table.name!r}, which has ids 0 to {table.num_embeddings - 1}")
+        raise UnknownIdError(
+            f"id {ids[~known][0]} is outside table {table.name!r}, which has ids 0 to {table.num_embeddings - 1}"
+        )
     e = latent(data, ids)
     if table.map is not None:
         e = e @ _scaled(data.arrays, "map", table.map.bits, table.embedding_dim)

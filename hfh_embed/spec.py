@@ -90,7 +90,10 @@ def _check(condition: bool, message: str) -> None:
 
 
 def _check_range(what: str, value: int, low: int, high: int) -> None:
-    _check(isinstance(value, int) and not isinstance(value, bool) and low <= value <= high, f"{what} is {value!r}; give an integer from {low} to {high}")
+    _check(
+        isinstance(value, int) and not isinstance(value, bool) and low <= value <= high,
+        f"{what} is {value!r}; give an integer from {low} to {high}",
+    )
 
 
 def _check_bits(what: str, bits: int, allowed: tuple[int, ...] = VALUE_BITS) -> None:
@@ -99,7 +102,10 @@ def _check_bits(what: str, bits: int, allowed: tuple[int, ...] = VALUE_BITS) -> 
 
 def check_name(what: str, name: str) -> None:
     """Names appear in URLs and in the file's tensor names, so they are plain."""
-    _check(isinstance(name, str) and _NAME.fullmatch(name) is not None, f"{what} {name!r} is not usable; use 1 to 128 letters, digits, '_', '.' and '-', starting with a letter, a digit or '_'")
+    _check(
+        isinstance(name, str) and _NAME.fullmatch(name) is not None,
+        f"{what} {name!r} is not usable; use 1 to 128 letters, digits, '_', '.' and '-', starting with a letter, a digit or '_'",
+    )
 
 
 @dataclass(frozen=True)
@@ -122,11 +128,17 @@ class PoolSpec:
         check_name("the pool's name", self.name)
         _check_bits("the pool's bits", self.bits)
         _check_range("slots", self.slots, 1, 2**48)
-        _check(self.slots * self.bits % LINE_BITS == 0, f"{self.slots} slots of {self.bits} bits are not whole 64-byte lines; use a multiple of {LINE_BITS // self.bits} slots")
+        _check(
+            self.slots * self.bits % LINE_BITS == 0,
+            f"{self.slots} slots of {self.bits} bits are not whole 64-byte lines; use a multiple of {LINE_BITS // self.bits} slots",
+        )
         _check_range("the pool's seed", self.seed, 0, 2**64 - 1)
         match self.reconstruction:
             case Reconstruction.SUM:
-                _check(self.num_hashes == 0 and self.hidden == 0, "a sum has no network; leave the pool's num_hashes and hidden at 0")
+                _check(
+                    self.num_hashes == 0 and self.hidden == 0,
+                    "a sum has no network; leave the pool's num_hashes and hidden at 0",
+                )
             case Reconstruction.BILINEAR:
                 _check_range("the pool's num_hashes", self.num_hashes, 1, MAX_HASHES)
                 _check(self.hidden == 0, "a bilinear reconstruction has no hidden layer; leave hidden at 0")
@@ -167,8 +179,14 @@ class SharedSpec:
         _check(isinstance(self.signs, bool), f"signs is {self.signs!r}; give true or false")
         if self.locality is Locality.WORDS:
             size = self.chunk_size
-            _check(size <= 128 and size & (size - 1) == 0, f"chunk_size is {size}; rotated words need a power of two up to 128")
-            _check(self.num_hashes & (self.num_hashes - 1) == 0, f"num_hashes is {self.num_hashes}; a line is divided into words by a power of two")
+            _check(
+                size <= 128 and size & (size - 1) == 0,
+                f"chunk_size is {size}; rotated words need a power of two up to 128",
+            )
+            _check(
+                self.num_hashes & (self.num_hashes - 1) == 0,
+                f"num_hashes is {self.num_hashes}; a line is divided into words by a power of two",
+            )
         if self.locality is Locality.LINE:
             _check_range("lines", self.lines, 1, MAX_HASHES)
         else:
@@ -193,7 +211,10 @@ class PrivateSpec:
         object.__setattr__(self, "role", PrivateRole(self.role))
         _check_range("the private part's dim", self.dim, 1, MAX_DIM)
         _check_bits("the private part's bits", self.bits)
-        _check(not (self.row_scale and self.bits > 8), "16- and 32-bit coefficients need no row scale; set row_scale to false")
+        _check(
+            not (self.row_scale and self.bits > 8),
+            "16- and 32-bit coefficients need no row scale; set row_scale to false",
+        )
 
 
 @dataclass(frozen=True)
@@ -296,8 +317,14 @@ class TableSpec:
         if self.latent_dim == 0:
             object.__setattr__(self, "latent_dim", self.embedding_dim)
         _check_range("latent_dim", self.latent_dim, 1, MAX_DIM)
-        _check(self.map is not None or self.latent_dim == self.embedding_dim, f"latent_dim is {self.latent_dim} and embedding_dim {self.embedding_dim}; different sizes need a map")
-        _check(any((self.shared, self.private, self.coded)), f"table {self.name!r} has no part; give it a shared, private or coded one")
+        _check(
+            self.map is not None or self.latent_dim == self.embedding_dim,
+            f"latent_dim is {self.latent_dim} and embedding_dim {self.embedding_dim}; different sizes need a map",
+        )
+        _check(
+            any((self.shared, self.private, self.coded)),
+            f"table {self.name!r} has no part; give it a shared, private or coded one",
+        )
         if self.padding_id is not None:
             _check_range("padding_id", self.padding_id, 0, self.num_embeddings - 1)
         self._check_parts()
@@ -309,17 +336,34 @@ class TableSpec:
             _check(shared.dim <= latent, f"the shared part has {shared.dim} entries; the latent row has {latent}")
             covered[latent - shared.dim :] = [True] * shared.dim
         if private is not None and private.role is PrivateRole.WEIGH:
-            _check(shared is not None and private.dim == shared.num_hashes, "weighing coefficients need a shared part with one hash function for each of them")
+            _check(
+                shared is not None and private.dim == shared.num_hashes,
+                "weighing coefficients need a shared part with one hash function for each of them",
+            )
         elif private is not None:
-            _check(private.dim <= latent, f"the private part has {private.dim} coefficients; the latent row has {latent}")
+            _check(
+                private.dim <= latent, f"the private part has {private.dim} coefficients; the latent row has {latent}"
+            )
             covered[: private.dim] = [True] * private.dim
         for chunk in coded.chunks if coded is not None else ():
-            _check(chunk.start + chunk.size <= latent, f"a code chunk ends at entry {chunk.start + chunk.size}; the latent row has {latent}")
+            _check(
+                chunk.start + chunk.size <= latent,
+                f"a code chunk ends at entry {chunk.start + chunk.size}; the latent row has {latent}",
+            )
             covered[chunk.start : chunk.start + chunk.size] = [True] * chunk.size
-        _check(all(covered), f"entry {covered.index(False) if not all(covered) else 0} of the latent row belongs to no part")
-        _check(self.unknown is not Unknown.RECONSTRUCT or (coded is None and shared is not None), "only a table with a shared part and no codes can reconstruct unknown ids; use unknown 'zero' or 'error'")
+        _check(
+            all(covered),
+            f"entry {covered.index(False) if not all(covered) else 0} of the latent row belongs to no part",
+        )
+        _check(
+            self.unknown is not Unknown.RECONSTRUCT or (coded is None and shared is not None),
+            "only a table with a shared part and no codes can reconstruct unknown ids; use unknown 'zero' or 'error'",
+        )
         if self.exact is not None:
-            _check(self.exact.count <= self.num_embeddings, f"{self.exact.count} exact rows; the table has {self.num_embeddings} ids")
+            _check(
+                self.exact.count <= self.num_embeddings,
+                f"{self.exact.count} exact rows; the table has {self.num_embeddings} ids",
+            )
 
     @property
     def dense_nbytes(self) -> int:
@@ -338,18 +382,39 @@ def check_pair(table: TableSpec, pool: PoolSpec) -> None:
     assert shared is not None
     line_slots = LINE_BITS // pool.bits
     if pool.reconstruction is not Reconstruction.SUM:
-        _check(shared.num_hashes == pool.num_hashes, f"table {table.name!r} has {shared.num_hashes} hash functions; the pool's network takes {pool.num_hashes}")
+        _check(
+            shared.num_hashes == pool.num_hashes,
+            f"table {table.name!r} has {shared.num_hashes} hash functions; the pool's network takes {pool.num_hashes}",
+        )
     match shared.locality:
         case Locality.FREE:
-            _check(pool.slots >= shared.chunk_size, f"chunk_size is {shared.chunk_size}; the pool has only {pool.slots} slots")
-            _check(pool.slots - shared.chunk_size < MAX_ADDRESSES, f"{pool.slots} slots are too many for locality 'free' (at most 2**32); use 'line' or 'words'")
+            _check(
+                pool.slots >= shared.chunk_size,
+                f"chunk_size is {shared.chunk_size}; the pool has only {pool.slots} slots",
+            )
+            _check(
+                pool.slots - shared.chunk_size < MAX_ADDRESSES,
+                f"{pool.slots} slots are too many for locality 'free' (at most 2**32); use 'line' or 'words'",
+            )
         case Locality.ALIGNED:
-            _check(1 <= pool.slots // shared.chunk_size <= MAX_ADDRESSES, f"{pool.slots} slots in chunks of {shared.chunk_size}; locality 'aligned' takes 1 to 2**32 chunks")
+            _check(
+                1 <= pool.slots // shared.chunk_size <= MAX_ADDRESSES,
+                f"{pool.slots} slots in chunks of {shared.chunk_size}; locality 'aligned' takes 1 to 2**32 chunks",
+            )
         case Locality.LINE:
-            _check(shared.chunk_size <= line_slots, f"chunk_size is {shared.chunk_size}; a line of {pool.bits}-bit values has {line_slots} slots")
+            _check(
+                shared.chunk_size <= line_slots,
+                f"chunk_size is {shared.chunk_size}; a line of {pool.bits}-bit values has {line_slots} slots",
+            )
             _check(pool.lines <= MAX_ADDRESSES, f"{pool.lines} lines are too many (at most 2**32)")
         case Locality.WORDS:
             width = shared.num_hashes * shared.chunk_size
-            _check(width <= line_slots, f"{shared.num_hashes} words of {shared.chunk_size} slots do not fit a line of {line_slots} slots; lower num_hashes or chunk_size")
-            _check(width * pool.bits >= 8, f"{shared.num_hashes} words of {shared.chunk_size} slots of {pool.bits} bits are less than a byte; raise num_hashes or chunk_size")
+            _check(
+                width <= line_slots,
+                f"{shared.num_hashes} words of {shared.chunk_size} slots do not fit a line of {line_slots} slots; lower num_hashes or chunk_size",
+            )
+            _check(
+                width * pool.bits >= 8,
+                f"{shared.num_hashes} words of {shared.chunk_size} slots of {pool.bits} bits are less than a byte; raise num_hashes or chunk_size",
+            )
             _check(pool.slots // width <= MAX_ADDRESSES, f"{pool.slots // width} lines are too many (at most 2**32)")

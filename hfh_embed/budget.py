@@ -1,0 +1,276 @@
+"""From one ratio to exact bytes: which parts the tables get and how many slots the pool has.
+
+``ratio`` is the only knob a user needs. :func:`choose` turns it into a :class:`Form` (how the bytes are spent),
+:func:`plan` into a :class:`~hfh_embed.layout.SnapshotSpec` whose ``nbytes`` never exceed dense bytes / ratio. A form may
+also be given outright; the methods that this one generalises are such forms (``PRESETS``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from hfh_embed.errors import InputError, RatioError, SpecError
+from hfh_embed.hashing import table_key
+from hfh_embed.layout import SnapshotSpec, table_arrays
+from hfh_embed.spec import (
+    LINE_BITS,
+    ExactSpec,
+    Locality,
+    MapSpec,
+    PoolSpec,
+    PrivateRole,
+    PrivateSpec,
+    Reconstruction,
+    ResidualSpec,
+    SharedSpec,
+    TableSpec,
+    Unknown,
+)
+
+__all__ = ["PRESETS", "Form", "choose", "exact_ids", "plan"]
+
+Shapes = Mapping[str, tuple[int, int]]
+Frequencies = Mapping[str, npt.NDArray[np.number]]
+
+
+@dataclass(frozen=True)
+class Form:
+    """How the bytes of a ratio are spent: the parts that every table of a group gets. The pool takes what the others leave.
+
+    Attributes:
+        shared: whether rows read the pool at all.
+        bits: of a pool value; 1, 2, 4, 8, 16 or 32.
+        num_hashes, chunk_size: U and Z; 0 picks them by the row's length (U, Z) or takes the whole row (Z outside ``words``).
+        locality, lines, signs: see :class:`~hfh_embed.spec.SharedSpec`.
+        reconstruction, hidden: g, and the hidden units of the MLP.
+        latent_dim: R, with a linear map to D wherever D is longer; 0: no map.
+        private_dim, private_bits, private_role, row_scale: coefficients of each id; dim 0: all R entries, bits 0: none.
+        exact_share, exact_bits: share of the bytes for exact rows of the most frequent ids; needs frequencies.
+        map_bits: of the linear map's values.
+        residual_hidden: hidden units of the residual network that tables of equal D share; 0: none.
+    """
+
+    shared: bool = True
+    bits: int = 1
+    num_hashes: int = 0
+    chunk_size: int = 0
+    locality: Locality = Locality.WORDS
+    lines: int = 1
+    signs: bool = True
+    reconstruction: Reconstruction = Reconstruction.SUM
+    hidden: int = 0
+    latent_dim: int = 0
+    private_dim: int = 0
+    private_bits: int = 0
+    private_role: PrivateRole = PrivateRole.ADD
+    row_scale: bool = False
+    exact_share: float = 0.0
+    exact_bits: int = 8
+    map_bits: int = 32
+    residual_hidden: int = 0
+
+    def __post_init__(self) -> None:
+        if self.reconstruction is not Reconstruction.SUM and self.num_hashes == 0:
+            raise SpecError(f"reconstruction {self.reconstruction.value!r} needs num_hashes; give 2 to 64")
+        if not 0 <= self.exact_share < 1:
+            raise SpecError(f"exact_share is {self.exact_share}; give a share of the bytes from 0 up to, but below, 1")
+        if not self.shared and self.private_bits == 0:
+            raise SpecError("a form without a shared part needs private_bits")
+
+    def table(self, name: str, n: int, dim: int, seed: int, pool: str) -> TableSpec:
+        """The table of this form, without exact rows."""
+        latent = min(self.latent_dim or dim, dim)
+        return TableSpec(
+            name=name,
+            num_embeddings=n,
+            embedding_dim=dim,
+            latent_dim=latent,
+            shared=self._shared(latent, table_key(seed, name), pool) if self.shared else None,
+            private=self._private(latent) if self.private_bits else None,
+            map=MapSpec(self.map_bits) if latent < dim else None,
+            residual=ResidualSpec(f"dim{dim}", self.residual_hidden) if self.residual_hidden else None,
+            unknown=Unknown.RECONSTRUCT if self.shared else Unknown.ERROR,
+        )
+
+    def _shared(self, dim: int, key: int, pool: str) -> SharedSpec:
+        hashes, size = self.num_hashes, self.chunk_size
+        if self.locality is Locality.WORDS:
+            line_slots = LINE_BITS // self.bits
+            if hashes == 0:  # as many words as still hold the row, so that it touches one line; 4 and 8 do equally well
+                hashes = 4 if dim > 64 else 8
+            size = size or min(128, max(1, line_slots // hashes))
+        else:
+            hashes = hashes or 1
+            size = min(size or dim, dim)
+        return SharedSpec(pool, dim, key, hashes, size, self.locality, self.lines, self.signs)
+
+    def _private(self, latent: int) -> PrivateSpec:
+        if self.private_role is PrivateRole.WEIGH:
+            return PrivateSpec(self.num_hashes, self.private_bits, self.private_role, self.row_scale)
+        return PrivateSpec(
+            min(self.private_dim or latent, latent), self.private_bits, self.private_role, self.row_scale
+        )
+
+
+PRESETS: Mapping[str, Form] = {
+    # The method's own forms.
+    "line": Form(),
+    "hfh": Form(
+        bits=32, num_hashes=4, chunk_size=1, locality=Locality.FREE, reconstruction=Reconstruction.MLP, hidden=4
+    ),
+    # HashedNets, arXiv 1504.04788: one signed value an entry.
+    "hashed_nets": Form(bits=32, num_hashes=1, chunk_size=1, locality=Locality.FREE),
+    # The hashing trick, arXiv 0902.2206: each id is one of few whole rows.
+    "hashing_trick": Form(bits=32, num_hashes=1, locality=Locality.ALIGNED, signs=False),
+    # ROBE, arXiv 2108.02191: chunks from anywhere in one array.
+    "robe": Form(bits=32, num_hashes=1, chunk_size=8, locality=Locality.FREE, signs=False),
+    # Unified Embedding, arXiv 2305.12102: all features look up pieces in one table.
+    "unified_embedding": Form(bits=32, num_hashes=1, chunk_size=16, locality=Locality.ALIGNED, signs=False),
+    # Hash Embeddings, arXiv 1709.03933: two component rows, weighed by coefficients of the id.
+    "hash_embeddings": Form(
+        bits=32,
+        num_hashes=2,
+        locality=Locality.ALIGNED,
+        signs=False,
+        private_bits=32,
+        private_role=PrivateRole.WEIGH,
+    ),
+}
+"""Published methods as settings of the one form, by name, each a baseline for the others."""
+
+
+def choose(ratio: float) -> Form:
+    """The form that a ratio gets by default.
+
+    With 32 / ratio bits an entry to spend, rows get bits of their own as long as at least a fifth is left for what they
+    share; from about 25x on, one bit for every entry of every id no longer fits and everything is shared.
+    """
+    affordable = 0.8 * 32 / ratio
+    private_bits = max((bits for bits in (1, 2, 4, 8, 16) if bits <= affordable), default=0)
+    return Form(private_bits=private_bits)
+
+
+def plan(
+    tables: Shapes,
+    ratio: float,
+    *,
+    form: Form | None = None,
+    seed: int = 0,
+    frequencies: Frequencies | None = None,
+    pool: str = "pool",
+) -> SnapshotSpec:
+    """A group of tables over one pool, at most dense bytes / ratio in all.
+
+    Args:
+        tables: name -> (num_embeddings, embedding_dim).
+        ratio: dense float32 bytes / all stored bytes, >= 1.
+        form: how to spend the bytes; by default chosen from the ratio.
+        seed: of the hash functions.
+        frequencies: name -> (num_embeddings,) counts, for a form with exact rows.
+        pool: the pool's name.
+
+    Raises:
+        RatioError: the ratio cannot be met; its ``nearest`` can.
+        SpecError: the form does not fit the tables.
+    """
+    if not tables:
+        raise SpecError("no tables to plan for; give at least one name with its (num_embeddings, embedding_dim)")
+    if not (isinstance(ratio, int | float) and np.isfinite(ratio) and ratio >= 1):
+        raise RatioError(
+            f"ratio is {ratio!r}; give a number from 1 on (100 means a hundred times smaller)", nearest=1.0
+        )
+    form = form or choose(ratio)
+    specs = [form.table(name, n, dim, seed, pool) for name, (n, dim) in tables.items()]
+    dense = sum(table.dense_nbytes for table in specs)
+    budget = int(dense / ratio)
+    if form.exact_share:
+        specs = _with_exact(specs, form, int(budget * form.exact_share), frequencies or {})
+    line_slots = LINE_BITS // form.bits
+    need = max((_slots_needed(table) for table in specs), default=0)
+    fewest = -(-need // line_slots) * line_slots
+    least = _snapshot(specs, form, fewest, seed, pool).nbytes
+    if least > budget:
+        raise _unreachable(ratio, dense, least, form)
+    slots = fewest + (budget - least) * 8 // LINE_BITS * line_slots if form.shared else 0
+    return _snapshot(specs, form, min(slots, _most_slots(form)), seed, pool)
+
+
+def _slots_needed(table: TableSpec) -> int:
+    shared = table.shared
+    if shared is None:
+        return 0
+    return shared.chunk_size * (shared.num_hashes if shared.locality is Locality.WORDS else 1)
+
+
+def _most_slots(form: Form) -> int:
+    """More slots than hash functions can address would be bytes without use."""
+    return 2**32 if form.locality is Locality.FREE else 2**46
+
+
+def _snapshot(tables: list[TableSpec], form: Form, slots: int, seed: int, pool: str) -> SnapshotSpec:
+    if not form.shared:
+        return SnapshotSpec(tuple(tables))
+    network = form.num_hashes if form.reconstruction is not Reconstruction.SUM else 0
+    spec = PoolSpec(pool, slots, form.bits, seed, form.reconstruction, network, form.hidden)
+    return SnapshotSpec(tuple(tables), (spec,))
+
+
+def _unreachable(ratio: float, dense: int, least: int, form: Form) -> RatioError:
+    nearest = dense / least
+    if nearest < 1:
+        return RatioError(
+            f"ratio {ratio:g} allows {int(dense / ratio):,} bytes, but even the smallest pool takes {least:,}, more than the "
+            f"{dense:,} bytes of the dense tables; keep them dense, or put more tables on one pool",
+            nearest=1.0,
+        )
+    nearest = np.floor(nearest * 1e4) / 1e4
+    return RatioError(
+        f"ratio {ratio:g} allows {int(dense / ratio):,} bytes, but this form needs at least {least:,}; "
+        f"the nearest ratio that can be met is {nearest:g}",
+        nearest=nearest,
+    )
+
+
+def _with_exact(tables: list[TableSpec], form: Form, budget: int, frequencies: Frequencies) -> list[TableSpec]:
+    """Give the most frequent ids of all tables together exact rows for ``budget`` bytes, their index counted."""
+    costs, counts, owner = [], [], []
+    for number, table in enumerate(tables):
+        if table.name not in frequencies:
+            continue
+        seen = _frequencies(table, frequencies[table.name])
+        arrays = table_arrays(table.replace(exact=ExactSpec(1, form.exact_bits)))
+        cost = sum(array.nbytes for name, array in arrays.items() if name.startswith("exact."))
+        counts.append(seen)
+        costs.append(np.full(len(seen), cost))
+        owner.append(np.full(len(seen), number))
+    if not counts:
+        raise SpecError("exact rows go to the most frequent ids; give frequencies, or set exact_share to 0")
+    order = np.argsort(-np.concatenate(counts), kind="stable")
+    taken = order[np.cumsum(np.concatenate(costs)[order]) <= budget]
+    per_table = np.bincount(np.concatenate(owner)[taken], minlength=len(tables))
+    return [
+        table.replace(exact=ExactSpec(int(count), form.exact_bits)) if count else table
+        for table, count in zip(tables, per_table, strict=True)
+    ]
+
+
+def _frequencies(table: TableSpec, counts: npt.NDArray[np.number]) -> npt.NDArray[np.float64]:
+    counts = np.asarray(counts, dtype=np.float64)
+    if counts.shape != (table.num_embeddings,):
+        raise InputError(
+            f"frequencies of table {table.name!r} have shape {counts.shape}; give one for each of its {table.num_embeddings} ids"
+        )
+    if not np.isfinite(counts).all() or counts.min() < 0:
+        raise InputError(f"frequencies of table {table.name!r} must be finite and not negative")
+    return counts
+
+
+def exact_ids(table: TableSpec, frequencies: npt.NDArray[np.number]) -> npt.NDArray[np.int64]:
+    """The ids that get the table's exact rows, the most frequent ones, ascending: (count,) int64."""
+    counts = _frequencies(table, frequencies)
+    count = table.exact.count if table.exact is not None else 0
+    return np.sort(np.argsort(-counts, kind="stable")[:count]).astype(np.int64)
