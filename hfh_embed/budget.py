@@ -259,14 +259,14 @@ def _with_exact(tables: list[TableSpec], form: Form, budget: int, frequencies: F
 
 
 def _frequencies(table: TableSpec, counts: npt.NDArray[np.number]) -> npt.NDArray[np.float64]:
-    counts = np.asarray(counts, dtype=np.float64)
-    if counts.shape != (table.num_embeddings,):
+    weights: npt.NDArray[np.float64] = np.asarray(counts, dtype=np.float64)
+    if weights.shape != (table.num_embeddings,):
         raise InputError(
-            f"frequencies of table {table.name!r} have shape {counts.shape}; give one for each of its {table.num_embeddings} ids"
+            f"frequencies of table {table.name!r} have shape {weights.shape}; give one for each of its {table.num_embeddings} ids"
         )
-    if not np.isfinite(counts).all() or counts.min() < 0:
+    if not np.isfinite(weights).all() or weights.min() < 0:
         raise InputError(f"frequencies of table {table.name!r} must be finite and not negative")
-    return counts
+    return weights
 
 
 def exact_ids(table: TableSpec, frequencies: npt.NDArray[np.number]) -> npt.NDArray[np.int64]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,10 +18,10 @@ from hfh_embed.spec import PoolSpec, Reconstruction, ResidualSpec, TableSpec, ch
 
 __all__ = ["ArraySpec", "SnapshotSpec", "TableData", "pool_arrays", "residual_arrays", "table_arrays"]
 
-Array = npt.NDArray[np.generic]
+Array = npt.NDArray[Any]
 U8, U32, I64 = np.dtype("u1"), np.dtype("<u4"), np.dtype("<i8")
 F16, F32 = np.dtype("<f2"), np.dtype("<f4")
-FLOATS = {16: F16, 32: F32}
+FLOATS: dict[int, np.dtype[np.generic]] = {16: F16, 32: F32}
 
 
 @dataclass(frozen=True)

@@ -45,4 +45,5 @@ def round_to_codes(
     """The code whose level times ``half_step`` is nearest to each value; values beyond the last level take it."""
     half = 2 ** (bits - 1)
     cells = np.floor(values / (2 * half_step))
-    return (np.clip(cells, -half, half - 1) + half).astype(np.uint16)
+    codes: npt.NDArray[np.uint16] = (np.clip(cells, -half, half - 1) + half).astype(np.uint16)
+    return codes

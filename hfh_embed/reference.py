@@ -89,6 +89,7 @@ def fetch(data: TableData, ids: Ids) -> tuple[F64, Addresses]:
 def _shared(data: TableData, ids: Ids, weights: F64 | None) -> F64:
     """scale * g(fetched values), (B, dim); ``weights`` (B, U) multiply what each hash function fetched."""
     assert data.pool is not None
+    entries: F64
     v, _ = fetch(data, ids)
     if weights is not None:
         v = v * weights[:, None, :]
