@@ -1,0 +1,84 @@
+"""The method, fast: backends with one interface, each held to ``hfh_embed.reference`` by one suite.
+
+``native`` (compiled) is used where the extension was built, else ``numpy``; HFH_KERNELS=native|numpy chooses.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import logging
+import os
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from hfh_embed.errors import InputError, MissingDependencyError
+from hfh_embed.layout import TableData
+
+__all__ = ["Kernel", "backends", "prepare"]
+
+Mode = Literal["sum", "mean", "max"]
+
+
+class Kernel(Protocol):
+    """One table, ready for lookups from many threads, also after a fork."""
+
+    def rows(self, ids: npt.NDArray[np.int64], out: npt.NDArray[Any], num_threads: int = 1) -> int:
+        """Write the rows of ids (B,) into out (B, D), float32 or float16, both C-contiguous.
+
+        Returns -1, or the position of the first id that is refused: negative, or outside a table whose policy is
+        ``error``. ``out`` is then unspecified.
+        """
+
+    def bag(
+        self,
+        ids: npt.NDArray[np.int64],
+        bounds: npt.NDArray[np.int64],
+        weights: npt.NDArray[np.float32] | None,
+        mode: Mode,
+        out: npt.NDArray[Any],
+        num_threads: int = 1,
+    ) -> int:
+        """Write one row for each bag, ids[bounds[k] : bounds[k + 1]], into out (bags, D); returns as :meth:`rows`.
+
+        ``bounds`` (bags + 1,) ascend within the ids; ``weights`` (len(ids),) only with mode "sum".
+        """
+
+
+def backends() -> tuple[str, ...]:
+    """The backends that work here, best first."""
+    native = importlib.util.find_spec("hfh_embed.kernels._native") is not None
+    return ("native", "numpy") if native else ("numpy",)
+
+
+@functools.cache
+def _default() -> str:
+    available = backends()
+    if wanted := os.environ.get("HFH_KERNELS"):
+        return wanted
+    if "native" not in available:
+        logging.getLogger("hfh_embed").warning(
+            "the compiled kernels are not installed, so numpy does the work, slower; "
+            "reinstall hfh-embed where a C++ compiler is found to have them"
+        )
+    return available[0]
+
+
+def prepare(data: TableData, backend: str | None = None) -> Kernel:
+    """A kernel for this table: of the backend named, or of the best that is installed."""
+    chosen = backend or _default()
+    if chosen == "numpy":
+        from hfh_embed.kernels.numpy_backend import NumpyKernel
+
+        return NumpyKernel(data)
+    if chosen != "native":
+        raise InputError(f"kernels {chosen!r} do not exist; HFH_KERNELS may be native or numpy")
+    if "native" not in backends():
+        raise MissingDependencyError(
+            "the compiled kernels are not installed; reinstall hfh-embed where a C++ compiler is found, or use numpy"
+        )
+    from hfh_embed.kernels.native_backend import NativeKernel
+
+    return NativeKernel(data)

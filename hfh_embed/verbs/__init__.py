@@ -1,0 +1,18 @@
+"""The verbs of the command line, one module each or a few that belong together."""
+
+from __future__ import annotations
+
+from hfh_embed.verbs import compress, evaluate, files, planning
+from hfh_embed.verbs.base import CheckFailed, Verb
+
+__all__ = ["VERBS", "CheckFailed", "Verb"]
+
+VERBS: dict[str, Verb] = {
+    "compress": compress.COMPRESS,
+    "eval": evaluate.EVAL,
+    "export": files.EXPORT,
+    "inspect": files.INSPECT,
+    "lookup": files.LOOKUP,
+    "plan": planning.PLAN,
+    "verify": files.VERIFY,
+}

@@ -1,0 +1,60 @@
+"""`hfh eval`: what compression lost, against the dense table."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import hfh_embed
+from hfh_embed.errors import InputError
+from hfh_embed.verbs.base import CheckFailed, Progress, Verb, print_json
+from hfh_embed.verbs.compress import read_frequencies
+from hfh_embed.verbs.files import pick_table
+from hfh_embed.verbs.planning import print_parts
+
+__all__ = ["EVAL"]
+
+
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="FILE", type=Path, help="a snapshot")
+    parser.add_argument("--against", metavar="DENSE", type=Path, required=True, help="the table that was compressed")
+    parser.add_argument("--tensor", help="which tensor of DENSE")
+    parser.add_argument("--table", help="which table of FILE")
+    parser.add_argument("--frequencies", metavar="F", type=Path, help=".npy with how often each id is used")
+    parser.add_argument("--queries", type=int, default=1000, help="rows whose neighbours are compared (default: 1000)")
+    parser.add_argument("--min-cosine", type=float, metavar="C", help="exit 1 when the mean cosine is below C")
+    parser.add_argument("--plot", metavar="OUT.png", type=Path, help="draw the error by frequency or rank")
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def _run(args: argparse.Namespace) -> None:
+    from hfh_embed.fidelity import compare
+    from hfh_embed.tables import read_table
+
+    if args.min_cosine is not None and not -1 <= args.min_cosine <= 1:
+        raise InputError(f"--min-cosine is {args.min_cosine}; cosines lie from -1 to 1")
+    with hfh_embed.open(args.file) as snapshot, Progress() as progress:
+        table = pick_table(snapshot, args.table)
+        dense = read_table(args.against, args.tensor).rows
+        frequencies = read_frequencies(args.frequencies, len(dense)) if args.frequencies else None
+        result = compare(table, dense, frequencies=frequencies, queries=args.queries, seed=args.seed, progress=progress)
+        if args.plot:
+            from hfh_embed.plots import plot_errors
+
+            plot_errors(table, dense, args.plot, frequencies=frequencies)
+        progress.close()
+        if args.json:
+            print_json(
+                result.to_dict() | {"ratio": snapshot.ratio, "nbytes": snapshot.nbytes, "parts": dict(snapshot.parts())}
+            )
+        else:
+            print(result.to_text())
+            print()
+            print_parts(snapshot.spec)
+    if args.min_cosine is not None and result.mean_cosine < args.min_cosine:
+        raise CheckFailed(
+            f"the mean cosine is {result.mean_cosine:.4f}, below the {args.min_cosine:g} that was asked for"
+        )
+
+
+EVAL = Verb("what compression lost: cosine, error, neighbours", _arguments, _run)
