@@ -1,0 +1,7 @@
+"""Compressing a table that is already trained: its rows' codes are stored, because hash functions cannot guess them."""
+
+from __future__ import annotations
+
+from hfh_embed.codec.compress import compress
+
+__all__ = ["compress"]

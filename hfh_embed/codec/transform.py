@@ -1,0 +1,72 @@
+"""The linear part of the codec: principal axes of a table, truncated, stored in few bits, and rows seen along them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from hfh_embed.layout import Array
+from hfh_embed.packing import levels_from_codes, pack, round_to_codes
+
+__all__ = ["Axes", "QuantisedMap", "principal_axes", "quantise_map"]
+
+F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Axes:
+    """Orthonormal axes (D, D) as rows, by falling variance (D,), around a centre (D,)."""
+
+    axes: F64
+    variance: F64
+    centre: F64
+
+
+def principal_axes(rows: F32, weights: F64, centred: bool) -> Axes:
+    """The weighted principal axes of rows (n, D); about the origin where ``centred`` is false."""
+    share = weights / weights.sum()
+    centre = share @ rows if centred else np.zeros(rows.shape[1])
+    moved = (rows - centre) * np.sqrt(share)[:, None]
+    variance, vectors = np.linalg.eigh(moved.T @ moved)
+    axes = vectors.T[::-1].copy()
+    axes *= np.where(axes[np.arange(len(axes)), np.abs(axes).argmax(axis=1)] < 0, -1, 1)[:, None]  # one of two signs
+    return Axes(axes, np.maximum(variance[::-1], 0), centre)
+
+
+@dataclass(frozen=True)
+class QuantisedMap:
+    """A stored map: its arrays, and the (R, D) float32 matrix that a lookup multiplies with."""
+
+    arrays: dict[str, Array]
+    matrix: F32
+    bits: int
+
+
+def quantise_map(matrix: F64, bits: int) -> QuantisedMap:
+    """Store a map (R, D) in few-bit values with one scale a latent entry, or in floats."""
+    if bits >= 16:
+        stored = matrix.astype(np.float16 if bits == 16 else np.float32)
+        return QuantisedMap({"map.values": stored}, stored.astype(np.float32), bits)
+    half_step = half_steps(matrix, bits)
+    codes = round_to_codes(matrix, half_step[:, None].astype(np.float64), bits)
+    dense = levels_from_codes(codes, bits).astype(np.float32) * half_step[:, None]
+    return QuantisedMap({"map.values": pack(codes, bits), "map.scale": half_step}, dense, bits)
+
+
+def half_steps(values: npt.NDArray[np.floating], bits: int) -> F32:
+    """For each row the half step with the least squared error among a few between the row's rms and its maximum."""
+    largest = np.abs(values).max(axis=1).astype(np.float64)
+    largest[largest == 0] = 1
+    best = np.full(len(values), np.inf)
+    chosen = np.zeros(len(values))
+    for share in (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3) if bits < 8 else (1.0, 0.9):
+        half_step = (share * largest / (2**bits - 1)).astype(np.float32)
+        half_step[half_step == 0] = np.finfo(np.float32).tiny
+        levels = levels_from_codes(round_to_codes(values, half_step[:, None].astype(np.float64), bits), bits)
+        error = ((values - levels * half_step[:, None].astype(np.float64)) ** 2).sum(axis=1)
+        better = error < best
+        best[better], chosen[better] = error[better], half_step[better]
+    return chosen.astype(np.float32)
