@@ -20,7 +20,7 @@ __all__ = ["main"]
 OK, CHECK_FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--json", action="store_true", help="print the result as one JSON document")
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -35,21 +35,25 @@ def _parser() -> argparse.ArgumentParser:
         sub = verbs.add_parser(name, help=verb.help, description=verb.help, parents=[common], allow_abbrev=False)
         verb.add_arguments(sub)
         sub.set_defaults(run=verb.run)
-    for name, module in _plugins().items():
-        sub = verbs.add_parser(name, help=module.HELP, description=module.HELP, parents=[common], allow_abbrev=False)
-        module.add_arguments(sub)
-        sub.set_defaults(run=module.run)
+    for point in entry_points(group="hfh.verbs"):  # `serve`: verbs of packages that this one does not import
+        sub = verbs.add_parser(point.name, help=f"see hfh {point.name} --help", parents=[common], allow_abbrev=False)
+        if point.name in arguments[:1]:
+            plugin = point.load()
+            sub.description = plugin.HELP
+            plugin.add_arguments(sub)
+            sub.set_defaults(run=plugin.run)
     return parser
-
-
-def _plugins() -> dict[str, object]:
-    """Verbs of other packages (`serve`), so that this package imports none of them."""
-    return {point.name: point.load() for point in entry_points(group="hfh.verbs")}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code."""
-    args = _parser().parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        parser = _parser(given)
+    except HFHError as error:  # a verb whose packages are missing
+        print(f"hfh: {error}", file=sys.stderr)
+        return USAGE
+    args = parser.parse_args(given)
     try:
         code: int = args.run(args) or OK
         sys.stdout.flush()

@@ -1,0 +1,33 @@
+"""Types of the compiled extension."""
+
+import numpy as np
+import numpy.typing as npt
+
+class SharedPart:
+    """The shared part of one table over one pool; ValueError for facts that would leave the pool."""
+
+    def __init__(
+        self,
+        key: int,
+        slots: int,
+        bits: int,
+        dim: int,
+        num_hashes: int,
+        chunk_size: int,
+        locality: int,
+        lines: int,
+        signs: bool,
+    ) -> None: ...
+    def sums(
+        self, pool: npt.NDArray[np.uint8], scale: float, ids: npt.NDArray[np.int64], out: npt.NDArray[np.float32]
+    ) -> None:
+        """Write scale * the sum of the fetched values of ids (B,) into out (B, dim)."""
+
+    def addresses(
+        self,
+        ids: npt.NDArray[np.int64],
+        start: npt.NDArray[np.int64],
+        rotation: npt.NDArray[np.int64],
+        negative: npt.NDArray[np.bool_],
+    ) -> None:
+        """Write the addresses of ids (B,) into three arrays (B, C, U)."""

@@ -1,0 +1,29 @@
+"""The one error shape of the service: ``{"error": {"type", "message", "status"}}``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import orjson
+
+__all__ = ["ApiError", "bad_request", "error_body"]
+
+
+class ApiError(Exception):
+    """An answer that is an error. ``type`` is a stable word for programs, the message a sentence for people."""
+
+    def __init__(self, status: int, type_: str, message: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.status, self.type, self.message = status, type_, message
+        self.headers = dict(headers or {})
+
+
+def bad_request(message: str) -> ApiError:
+    """400: the body cannot be parsed at all."""
+    return ApiError(400, "malformed_request", message)
+
+
+def error_body(status: int, type_: str, message: str) -> bytes:
+    """The JSON document of an error; text that is not valid UTF-8 is replaced."""
+    safe = message.encode("utf-8", "replace").decode()
+    return orjson.dumps({"error": {"type": type_, "message": safe, "status": status}})
