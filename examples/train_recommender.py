@@ -135,7 +135,9 @@ def main() -> None:
         model = Recommender(build(sizes, ratio))
         stored = 4 * DIM * sum(sizes.values()) if ratio is None else model.tables["prod"].pool.nbytes
         score, seconds = train(model, splits, args.epochs, 1e-3 if ratio is None else 2e-3, name)
-        print(f"\r{name:<10} tables {stored:>12,} bytes   test AUC {score:.4f}   trained in {seconds:.0f} s", flush=True)
+        print(
+            f"\r{name:<10} tables {stored:>12,} bytes   test AUC {score:.4f}   trained in {seconds:.0f} s", flush=True
+        )
     if not args.ratios:
         return
     with tempfile.TemporaryDirectory() as folder:

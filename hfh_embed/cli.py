@@ -13,7 +13,7 @@ from importlib.metadata import entry_points
 
 from hfh_embed import __version__
 from hfh_embed.errors import DamagedError, HFHError
-from hfh_embed.verbs import VERBS, CheckFailed
+from hfh_embed.verbs import VERBS, CheckFailedError
 
 __all__ = ["main"]
 
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code: int = args.run(args) or OK
         sys.stdout.flush()
         return code
-    except CheckFailed as error:
+    except CheckFailedError as error:
         return _say(args, error, CHECK_FAILED)
     except DamagedError as error:
         return _say(args, error, CHECK_FAILED)
@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _say(args: argparse.Namespace, error: object, code: int) -> int:
     if args.debug:
-        raise  # noqa: PLE0704 — only ever called from an except clause
+        raise
     print(f"hfh {args.verb}: {error}", file=sys.stderr)
     return code
 

@@ -104,12 +104,12 @@ def compare(
         worst_cosine=float(cosine[order[0]]),
         worst_ids=tuple(order.tolist()),
         worst_keys=tuple(vocabulary.key(id_) for id_ in order.tolist()) if vocabulary is not None else None,
-        relative_error=_share(error.sum(), energy.sum()),
+        relative_error=_share(float(error.sum()), float(energy.sum())),
         recall_at_10=float(hits.mean()),
         recall_margin=float(1.96 * hits.std() / np.sqrt(len(hits))),
         queries=len(hits),
         weighted_cosine=float(weights @ cosine) if weights is not None else None,
-        weighted_error=_share(weights @ error, weights @ energy) if weights is not None else None,
+        weighted_error=_share(float(weights @ error), float(weights @ energy)) if weights is not None else None,
     )
 
 

@@ -79,7 +79,9 @@ class Catalog(Mapping[str, Served]):
             for name, table in snapshot.items():
                 if name in tables:
                     other = tables[name].snapshot.path
-                    raise InputError(f"{file} and {other} both have a table {name!r}; serve one of them, or rename a table")
+                    raise InputError(
+                        f"{file} and {other} both have a table {name!r}; serve one of them, or rename a table"
+                    )
                 table.lookup(np.zeros(1, dtype=np.int64))
                 tables[name] = Served(table, snapshot)
         return cls(tables)

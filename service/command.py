@@ -85,10 +85,7 @@ def run(args: argparse.Namespace) -> int:
         Server(uvicorn.Config(create_app(state), **options), state).run(sockets=[listener])
         return 0
     _export(settings)
-    config = uvicorn.Config("service.app:from_environment", factory=True, workers=settings.workers, **options)
-    from uvicorn.supervisors import Multiprocess
-
-    Multiprocess(config, target=uvicorn.Server(config).run, sockets=[listener]).run()
+    uvicorn.run("service.app:from_environment", factory=True, workers=settings.workers, fd=listener.fileno(), **options)
     return 0
 
 
@@ -107,7 +104,9 @@ def _listen(settings: Settings) -> socket.socket:
         listener.bind((settings.host, settings.port))
     except OSError as error:
         listener.close()
-        reason = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be listened on ({error.strerror or error})"
+        reason = (
+            "is in use" if error.errno == errno.EADDRINUSE else f"cannot be listened on ({error.strerror or error})"
+        )
         raise InputError(
             f"port {settings.port} of {settings.host} {reason}; give another with --port (0 picks a free one)"
         ) from None

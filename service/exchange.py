@@ -54,10 +54,14 @@ async def _read_parts(message: dict[str, Any], receive: Any, most: int) -> bytes
 
 
 def _too_large(given: int, most: int) -> ApiError:
-    return ApiError(413, TOO_LARGE, f"a body of {given:,} bytes; at most {most:,} are allowed, so send fewer ids at once")
+    return ApiError(
+        413, TOO_LARGE, f"a body of {given:,} bytes; at most {most:,} are allowed, so send fewer ids at once"
+    )
 
 
-async def send(send_message: Any, status: int, body: bytes | memoryview, media: str, *extra: tuple[bytes, bytes]) -> None:
+async def send(
+    send_message: Any, status: int, body: bytes | memoryview, media: str, *extra: tuple[bytes, bytes]
+) -> None:
     """Write an answer."""
     headers = [(b"content-type", media.encode()), (b"content-length", b"%d" % len(body)), *extra]
     await send_message({"type": "http.response.start", "status": status, "headers": headers})

@@ -111,7 +111,9 @@ class FastPath:
 
     async def _several(self, media: str, body: bytes, output: Output) -> Answer:
         if BINARY in (media, output.media):
-            raise ApiError(415, "unsupported_media_type", "several tables need JSON or msgpack, for the question and the answer")
+            raise ApiError(
+                415, "unsupported_media_type", "several tables need JSON or msgpack, for the question and the answer"
+            )
         asked = wire.decode(media, body).get("tables")
         if not isinstance(asked, dict) or not asked:
             raise wire.invalid('give {"tables": {name: {"ids": [...]}, ...}} with at least one table')
@@ -133,7 +135,9 @@ class FastPath:
             raise ApiError(404, "table_not_found", f"no table is named {name[:80]!r}; there are {there}")
         return served
 
-    async def _rows(self, served: Served, document: dict[str, Any], output: Output, most: int, bag: bool) -> tuple[Rows, int]:
+    async def _rows(
+        self, served: Served, document: dict[str, Any], output: Output, most: int, bag: bool
+    ) -> tuple[Rows, int]:
         """The rows that one object asks for, and how many ids that took."""
         known = {"ids", "keys"} | ({"offsets", "mode", "per_sample_weights", "include_last_offset"} if bag else set())
         if unknown := document.keys() - known:
@@ -156,7 +160,9 @@ class FastPath:
                     rows = call(ids, dtype=wire.DTYPES[output.dtype], **arguments)
                 else:
                     loop = asyncio.get_running_loop()
-                    rows = await loop.run_in_executor(None, lambda: call(ids, dtype=wire.DTYPES[output.dtype], **arguments))
+                    rows = await loop.run_in_executor(
+                        None, lambda: call(ids, dtype=wire.DTYPES[output.dtype], **arguments)
+                    )
         except InputError as error:
             raise wire.invalid(str(error)) from None
         self._ids[served.table.name].inc(len(ids))

@@ -19,17 +19,25 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        shared = {"registry": self.registry}
-        self.requests = Counter("hfh_requests_total", "Answered requests", ["route", "status"], **shared)
-        self.ids = Counter("hfh_ids_total", "Ids looked up", ["table"], **shared)
+        shared = self.registry
+        self.requests = Counter("hfh_requests_total", "Answered requests", ["route", "status"], registry=shared)
+        self.ids = Counter("hfh_ids_total", "Ids looked up", ["table"], registry=shared)
         self.latency = Histogram(
-            "hfh_request_seconds", "From the whole body read to the answer made", ["route"], buckets=LATENCY_BUCKETS_S, **shared
+            "hfh_request_seconds",
+            "From the whole body read to the answer made",
+            ["route"],
+            buckets=LATENCY_BUCKETS_S,
+            registry=shared,
         )
-        self.request_ids = Histogram("hfh_request_ids", "Ids of a request", buckets=IDS_BUCKETS, **shared)
-        self.in_flight = Gauge("hfh_in_flight_ids", "Ids being answered", multiprocess_mode="livesum", **shared)
-        self.rss = Gauge("hfh_resident_bytes", "Resident memory", multiprocess_mode="livesum", **shared)
+        self.request_ids = Histogram("hfh_request_ids", "Ids of a request", buckets=IDS_BUCKETS, registry=shared)
+        self.in_flight = Gauge("hfh_in_flight_ids", "Ids being answered", multiprocess_mode="livesum", registry=shared)
+        self.rss = Gauge("hfh_resident_bytes", "Resident memory", multiprocess_mode="livesum", registry=shared)
         self.snapshot = Gauge(
-            "hfh_snapshot_info", "1 for each served table", ["table", "version"], multiprocess_mode="livemax", **shared
+            "hfh_snapshot_info",
+            "1 for each served table",
+            ["table", "version"],
+            multiprocess_mode="livemax",
+            registry=shared,
         )
 
     def render(self) -> bytes:

@@ -26,7 +26,12 @@ ERRORS = {
     "429": "over capacity; see Retry-After",
 }
 TABLE = {"name": "table", "in": "path", "required": True, "schema": {"type": "string"}}
-MODE = {"name": "mode", "in": "query", "schema": {"enum": ["sum", "mean", "max"], "default": "mean"}, "description": "binary requests only"}
+MODE = {
+    "name": "mode",
+    "in": "query",
+    "schema": {"enum": ["sum", "mean", "max"], "default": "mean"},
+    "description": "binary requests only",
+}
 
 
 def document(app: FastAPI) -> dict[str, Any]:
@@ -48,7 +53,12 @@ def document(app: FastAPI) -> dict[str, Any]:
             "little-endian int64: the number of bags, the offset of each, then the ids",
         )
         schema["paths"]["/v1/lookup"] = _route(
-            "Rows of several tables at once", SeveralRequest, SeveralRows, [], {"tables": {"users": {"ids": [1, 2]}}}, None
+            "Rows of several tables at once",
+            SeveralRequest,
+            SeveralRows,
+            [],
+            {"tables": {"users": {"ids": [1, 2]}}},
+            None,
         )
         app.openapi_schema = schema
     return app.openapi_schema
@@ -64,8 +74,12 @@ def _route(
 ) -> dict[str, Any]:
     asked: dict[str, Any] = {JSON: {"schema": _reference(request), "example": example}}
     given: dict[str, Any] = {JSON: {"schema": _reference(answer)}}
-    asked[MSGPACK] = {"schema": {"type": "string", "format": "binary", "description": "the JSON fields; arrays may be bytes"}}
-    given[MSGPACK] = {"schema": {"type": "string", "format": "binary", "description": "arrays as shape, dtype and data"}}
+    asked[MSGPACK] = {
+        "schema": {"type": "string", "format": "binary", "description": "the JSON fields; arrays may be bytes"}
+    }
+    given[MSGPACK] = {
+        "schema": {"type": "string", "format": "binary", "description": "arrays as shape, dtype and data"}
+    }
     headers = {"X-HFH-Version": {"schema": {"type": "string"}, "description": "the version that answered"}}
     if binary is not None:
         asked[BINARY] = {"schema": {"type": "string", "format": "binary", "description": binary}}
@@ -77,11 +91,21 @@ def _route(
             }
         }
         headers["X-HFH-Shape"] = {"schema": {"type": "string"}, "description": "rows,entries; binary answers only"}
-        headers["X-HFH-Dtype"] = {"schema": {"type": "string"}, "description": "float32 or float16; binary answers only"}
-    responses: dict[str, Any] = {"200": {"description": "the rows", "content": given, "headers": headers if binary else {}}}
+        headers["X-HFH-Dtype"] = {
+            "schema": {"type": "string"},
+            "description": "float32 or float16; binary answers only",
+        }
+    responses: dict[str, Any] = {
+        "200": {"description": "the rows", "content": given, "headers": headers if binary else {}}
+    }
     for status, description in ERRORS.items():
         responses[status] = {"description": description, "content": {JSON: {"schema": _reference(ErrorAnswer)}}}
-    post = {"summary": summary, "tags": ["lookup"], "requestBody": {"required": True, "content": asked}, "responses": responses}
+    post = {
+        "summary": summary,
+        "tags": ["lookup"],
+        "requestBody": {"required": True, "content": asked},
+        "responses": responses,
+    }
     return {"post": post | ({"parameters": parameters} if parameters else {})}
 
 

@@ -29,7 +29,9 @@ class Settings(BaseSettings):
     keep_alive_s: int = Field(75, ge=1, description="seconds an idle connection stays open")
     drain_s: int = Field(30, ge=0, description="seconds that requests have to finish after a stop is asked for")
     backlog: int = Field(2_048, ge=1, description="connections waiting to be accepted")
-    log_level: Literal["critical", "error", "warning", "info", "debug"] = Field("warning", description="least level logged")
+    log_level: Literal["critical", "error", "warning", "info", "debug"] = Field(
+        "warning", description="least level logged"
+    )
 
     @field_validator("paths", mode="before")
     @classmethod

@@ -16,11 +16,22 @@ import orjson
 
 from service.errors import ApiError, bad_request
 
-__all__ = ["BINARY", "JSON", "MSGPACK", "Output", "decode", "encode_document", "integers", "media_type", "negotiate", "numbers"]
+__all__ = [
+    "BINARY",
+    "JSON",
+    "MSGPACK",
+    "Output",
+    "decode",
+    "encode_document",
+    "integers",
+    "media_type",
+    "negotiate",
+    "numbers",
+]
 
 JSON, MSGPACK, BINARY = "application/json", "application/msgpack", "application/octet-stream"
 TYPES = (JSON, MSGPACK, BINARY)
-DTYPES = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2")}
+DTYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2")}
 
 
 @dataclass(frozen=True)
@@ -35,7 +46,9 @@ def media_type(header: bytes) -> str:
     """The media type of a request's body; 415 for others than the three."""
     media = header.split(b";", 1)[0].strip().lower().decode("latin-1")
     if media not in TYPES:
-        raise ApiError(415, "unsupported_media_type", f"content type {media[:80]!r} is not supported; send {', '.join(TYPES)}")
+        raise ApiError(
+            415, "unsupported_media_type", f"content type {media[:80]!r} is not supported; send {', '.join(TYPES)}"
+        )
     return media
 
 
@@ -51,18 +64,19 @@ def negotiate(accept: bytes, request_media: str) -> Output:
             given = dict(part.split("=", 1) for part in parameters if "=" in part)
             dtype = given.get("dtype", "float32").strip('"')
             if dtype not in DTYPES:
-                raise ApiError(406, "not_acceptable", f"dtype {dtype[:40]!r} is not supported; ask for float32 or float16")
+                raise ApiError(
+                    406, "not_acceptable", f"dtype {dtype[:40]!r} is not supported; ask for float32 or float16"
+                )
             return Output(media, dtype)
-    raise ApiError(406, "not_acceptable", f"none of {accept.decode('latin-1')[:80]!r} is supported; accept {', '.join(TYPES)}")
+    raise ApiError(
+        406, "not_acceptable", f"none of {accept.decode('latin-1')[:80]!r} is supported; accept {', '.join(TYPES)}"
+    )
 
 
 def decode(media: str, body: bytes) -> dict[str, Any]:
     """A JSON or msgpack body as an object; 400 where it is not one."""
     try:
-        if media == JSON:
-            document = orjson.loads(body)
-        else:
-            document = msgpack.unpackb(body, max_buffer_size=len(body) + 1)
+        document = orjson.loads(body) if media == JSON else msgpack.unpackb(body)
     except Exception as error:  # msgpack raises many kinds for hostile bytes
         kind = "JSON" if media == JSON else "msgpack"
         raise bad_request(f"the body is not valid {kind} ({str(error)[:120] or type(error).__name__})") from None

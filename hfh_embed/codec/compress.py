@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from hfh_embed.codec.forms import Fit, fit_coded, fit_rows, nbytes, smallest
+from hfh_embed.codec.transform import half_steps
 from hfh_embed.errors import InputError, RatioError
 from hfh_embed.layout import Array, SnapshotSpec
 from hfh_embed.packing import levels_from_codes, pack, round_to_codes
-from hfh_embed.codec.transform import half_steps
 from hfh_embed.snapshot import Snapshot
 from hfh_embed.spec import ExactSpec, PrivateSpec, TableSpec, Unknown
 from hfh_embed.vocabulary import Vocabulary

@@ -32,7 +32,9 @@ MAP_BITS_FROM, MAP_SHARE = 2, 0.03
 class Fit(Protocol):
     """A form fitted to a table."""
 
-    table: TableSpec
+    @property
+    def table(self) -> TableSpec:
+        """The table with the form's parts."""
 
     def encode(self, rows: F32) -> tuple[dict[str, Array], F32]:
         """The stored arrays of these rows (n, D) that have one entry a row, and the rows as they will be looked up."""
@@ -102,7 +104,6 @@ def fit_coded(
     axes = principal_axes(sample, weights, centred=not row_scale)
     if not axes.variance.max() > 0:
         return None
-    n, dim = table.num_embeddings, table.embedding_dim
     tight = budget * 8 < MAP_BITS_FROM * table.num_embeddings * table.embedding_dim
     for value_bits in (8, 4):
         least = _spec(table, _chunks(axes, 8), value_bits, row_scale, exact)

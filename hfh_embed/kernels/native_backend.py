@@ -49,9 +49,7 @@ class NativeKernel(NumpyKernel):
             self._pool_bytes = data.arrays["pool.values"].view(np.uint8)
             self._scale = float(data.arrays["shared.scale"][0])
 
-    def _shared(
-        self, ids: npt.NDArray[np.int64], weights: npt.NDArray[np.float32] | None
-    ) -> npt.NDArray[np.float32]:
+    def _shared(self, ids: npt.NDArray[np.int64], weights: npt.NDArray[np.float32] | None) -> npt.NDArray[np.float32]:
         shared = self._data.table.shared
         if self._part is None or weights is not None or shared is None:
             return super()._shared(ids, weights)

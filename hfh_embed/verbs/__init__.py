@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from hfh_embed.verbs import compress, evaluate, files, planning
-from hfh_embed.verbs.base import CheckFailed, Verb
+from hfh_embed.verbs.base import CheckFailedError, Verb
 
-__all__ = ["VERBS", "CheckFailed", "Verb"]
+__all__ = ["VERBS", "CheckFailedError", "Verb"]
 
 VERBS: dict[str, Verb] = {
     "compress": compress.COMPRESS,

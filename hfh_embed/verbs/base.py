@@ -13,12 +13,12 @@ from dataclasses import dataclass
 
 from hfh_embed.errors import HFHError
 
-__all__ = ["CheckFailed", "Progress", "Verb", "bytes_text", "print_json", "print_table", "whole_number"]
+__all__ = ["CheckFailedError", "Progress", "Verb", "bytes_text", "print_json", "print_table", "whole_number"]
 
 _SUFFIX = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9}
 
 
-class CheckFailed(HFHError):
+class CheckFailedError(HFHError):
     """A check that the user asked for did not hold: exit code 1."""
 
 
@@ -93,10 +93,8 @@ class Progress:
         finished = done >= total
         if (
             not sys.stderr.isatty()
-            or now - self._last < 0.1
-            and not finished
-            or now - self._began < 1
-            and not self._shown
+            or (now - self._last < 0.1 and not finished)
+            or (now - self._began < 1 and not self._shown)
         ):
             return
         self._last, self._shown = now, True

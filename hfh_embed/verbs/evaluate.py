@@ -7,7 +7,7 @@ from pathlib import Path
 
 import hfh_embed
 from hfh_embed.errors import InputError
-from hfh_embed.verbs.base import CheckFailed, Progress, Verb, print_json
+from hfh_embed.verbs.base import CheckFailedError, Progress, Verb, print_json
 from hfh_embed.verbs.compress import read_frequencies
 from hfh_embed.verbs.files import pick_table
 from hfh_embed.verbs.planning import print_parts
@@ -52,7 +52,7 @@ def _run(args: argparse.Namespace) -> None:
             print()
             print_parts(snapshot.spec)
     if args.min_cosine is not None and result.mean_cosine < args.min_cosine:
-        raise CheckFailed(
+        raise CheckFailedError(
             f"the mean cosine is {result.mean_cosine:.4f}, below the {args.min_cosine:g} that was asked for"
         )
 
