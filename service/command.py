@@ -7,6 +7,7 @@ import errno
 import os
 import signal
 import socket
+import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,9 +79,13 @@ def run(args: argparse.Namespace) -> int:
         "server_header": False,
         "date_header": False,
     }
+    listener.listen(settings.backlog)  # whoever reads the next line may connect at once
+    for number in (
+        signal.SIGTERM,
+        signal.SIGINT,
+    ):  # before uvicorn takes them over, and when it raises them again at its end
+        signal.signal(number, lambda *_: sys.exit(0))
     print(f"serving {len(state.catalog)} table{'s' * (len(state.catalog) != 1)} on http://{host}:{port}", flush=True)
-    for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises the signal again when it is done: then this runs
-        signal.signal(number, lambda *_: None)
     if settings.workers == 1:
         Server(uvicorn.Config(create_app(state), **options), state).run(sockets=[listener])
         return 0

