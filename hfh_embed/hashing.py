@@ -60,7 +60,10 @@ def id_state(key: int, ids: npt.NDArray[np.int64]) -> U64:
 
 def draw(state: U64, n: npt.NDArray[np.uint64] | int) -> U64:
     """Draw ``n`` (counted from 0) of each stream, broadcast."""
-    step = (np.asarray(n, dtype=np.uint64) + np.uint64(1)) * np.uint64(GOLDEN)
+    counted = np.atleast_1d(np.asarray(n, dtype=np.uint64)) + np.uint64(
+        1
+    )  # numpy warns of scalars that wrap, not of arrays
+    step = counted * np.uint64(GOLDEN)
     return mix64(state + step)
 
 

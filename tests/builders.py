@@ -108,5 +108,9 @@ def _cases() -> dict[str, tuple[TableSpec, PoolSpec | None]]:
 
 
 CASES = _cases()
-BIT_EXACT = {name for name in CASES if name.startswith(("free-", "aligned-", "line-", "words-", "private", "exact", "padding", "reconstruct"))}
+BIT_EXACT = {
+    name
+    for name in CASES
+    if name.startswith(("free-", "aligned-", "line-", "words-", "private", "exact", "padding", "reconstruct"))
+}
 BIT_EXACT -= {name for name in BIT_EXACT if name.endswith(("-16", "-32", "floats")) and name != "words-16"}

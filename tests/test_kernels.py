@@ -5,12 +5,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from tests.builders import BIT_EXACT, CASES, N, snapshot_of
 
 from hfh_embed import reference
 from hfh_embed.errors import UnknownIdError
 from hfh_embed.kernels import backends
 from hfh_embed.spec import Unknown
+from tests.builders import BIT_EXACT, CASES, N, snapshot_of
 
 BACKENDS = backends()
 
@@ -46,7 +46,12 @@ def test_sums_of_few_bit_values_have_the_same_bits_everywhere(case: str, backend
     mine = snapshot_of(*spec, kernels=backend)["users"].lookup(ids)
     plain = snapshot_of(*spec, kernels="numpy")["users"].lookup(ids)
     assert mine.tobytes() == plain.tobytes()
-    if case.split("-")[0] in ("free", "aligned", "line", "words"):  # one product: even the rounded reference is the same
+    if case.split("-")[0] in (
+        "free",
+        "aligned",
+        "line",
+        "words",
+    ):  # one product: even the rounded reference is the same
         assert mine.tobytes() == reference.rows(snapshot_of(*spec)["users"].data, ids).astype(np.float32).tobytes()
 
 
@@ -56,7 +61,9 @@ def test_sums_of_few_bit_values_have_the_same_bits_everywhere(case: str, backend
 def test_bags_equal_the_reference(case: str, mode: str, backend: str) -> None:
     table = snapshot_of(*CASES[case], kernels=backend)["users"]
     ids = np.array([7, 3, 5, 7, 0, 1002, 9, 9])
-    offsets = np.array([0, 1, 1, 4, 8])  # one id (the padding id), an empty bag, more, more, and an empty one at the end
+    offsets = np.array(
+        [0, 1, 1, 4, 8]
+    )  # one id (the padding id), an empty bag, more, more, and an empty one at the end
     truth = reference.bag(table.data, ids, offsets, mode)
     rows = table.bag(ids, offsets, mode=mode)
     assert rows.shape == truth.shape == (5, table.embedding_dim)
