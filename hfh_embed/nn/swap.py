@@ -63,7 +63,7 @@ def compress(
     pool = Pool.for_tables(shapes, ratio, form=form, seed=seed, std=_std(first))
     layers = {id(module): _layer(path or "table", module, pool) for path, module in found.items()}
     for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
+        for name, child in list(parent._modules.items()):  # named_children shows a module used twice only once
             if id(child) in layers:
                 setattr(parent, name, layers[id(child)])
     return Report(tuple(found), tuple(kept), pool.plan.dense_nbytes, pool.nbytes)
