@@ -44,6 +44,6 @@ def round_to_codes(
 ) -> npt.NDArray[np.uint16]:
     """The code whose level times ``half_step`` is nearest to each value; values beyond the last level take it."""
     half = 2 ** (bits - 1)
-    cells = np.floor(values / (2 * half_step))
+    cells = np.floor(values / np.maximum(2 * half_step, 1e-300))  # a scale of zero stands for zeros, whatever the code
     codes: npt.NDArray[np.uint16] = (np.clip(cells, -half, half - 1) + half).astype(np.uint16)
     return codes

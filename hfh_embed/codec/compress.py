@@ -159,7 +159,7 @@ def _choose(
         candidates.append((_trial_error(plain, sample, own, trial, np.zeros(len(sample), dtype=bool)), plain))
     tell(1, 1, "fit")
     if not candidates:
-        nearest = np.floor(table.dense_nbytes / smallest(table) * 1e4) / 1e4
+        nearest = np.floor(table.dense_nbytes / smallest(table, sample, own, row_scale) * 1e4) / 1e4
         raise RatioError(
             f"ratio {ratio:g} allows {budget:,} bytes for table {table.name!r}, too few for any form; "
             f"the nearest ratio that can be met is {max(nearest, 1.0):g}",
@@ -209,7 +209,7 @@ def _encode(
         if len(hot):
             latent = fit.latent(block[hot])
             scale = half_steps(latent, EXACT_BITS).astype(np.float16)
-            codes = round_to_codes(latent, np.maximum(scale.astype(np.float64), 1e-30)[:, None], EXACT_BITS)
+            codes = round_to_codes(latent, scale.astype(np.float64)[:, None], EXACT_BITS)
             exact_values.append(pack(codes, EXACT_BITS))
             exact_scales.append(scale)
             decoded[hot] = fit.dense(levels_from_codes(codes, EXACT_BITS) * scale.astype(np.float32)[:, None])

@@ -98,12 +98,11 @@ def fit_coded(
 
     ``table`` gives name and sizes; its parts are replaced.
     """
-    if row_scale:  # without a centre, so that a zero row, whose scale is zero, stays exactly zero
-        norms = np.linalg.norm(sample, axis=1, keepdims=True)
-        sample = (sample / np.where(norms > 0, norms, 1)).astype(np.float32)
-    axes = principal_axes(sample, weights, centred=not row_scale)
-    if not axes.variance.max() > 0:
+    axes = _axes(sample, weights, row_scale)
+    if axes is None:
         return None
+    if row_scale:
+        sample = _unit(sample)
     tight = budget * 8 < MAP_BITS_FROM * table.num_embeddings * table.embedding_dim
     for value_bits in (8, 4):
         least = _spec(table, _chunks(axes, 8), value_bits, row_scale, exact)
@@ -114,6 +113,17 @@ def fit_coded(
         if spec is not None:
             return _fit(spec, sample, weights, axes, value_bits, seed)
     return None
+
+
+def _axes(sample: F32, weights: F64, row_scale: bool) -> Axes | None:
+    """The sample's axes; None where it does not vary. With a row scale about the origin, so that zero rows stay zero."""
+    axes = principal_axes(_unit(sample) if row_scale else sample, weights, centred=not row_scale)
+    return axes if axes.variance.max() > 0 else None
+
+
+def _unit(rows: F32) -> F32:
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    return (rows / np.where(norms > 0, norms, 1)).astype(np.float32)
 
 
 def _largest(
@@ -191,7 +201,7 @@ class RowsFit:
         else:
             assert self.scale is not None
             scale = self.scale.astype(np.float64)
-        codes = round_to_codes(rows, np.maximum(scale, 1e-30), bits)
+        codes = round_to_codes(rows, scale, bits)
         arrays["private.values"] = pack(codes, bits)
         return arrays, (levels_from_codes(codes, bits) * scale).astype(np.float32)
 
@@ -227,7 +237,8 @@ def fit_rows(table: TableSpec, budget: int, sample: F32) -> RowsFit | None:
     return None
 
 
-def smallest(table: TableSpec) -> int:
-    """Bytes of the smallest form: one bit an entry, or one byte of codes a row."""
-    coded = _spec(table, (CodeChunk(0, 1, 8),), 4, False, None)
-    return min(nbytes(coded), *(nbytes(spec) for spec in rows_specs(table)))
+def smallest(table: TableSpec, sample: F32, weights: F64, row_scale: bool) -> int:
+    """Bytes of the smallest form that can be fitted: one bit an entry, or one byte of codes a row."""
+    axes = _axes(sample, weights, row_scale)
+    coded = [_spec(table, _chunks(axes, 8), 4, row_scale, None)] if axes is not None else []
+    return min(nbytes(spec) for spec in [*coded, *rows_specs(table)])

@@ -57,9 +57,10 @@ def quantise_map(matrix: F64, bits: int) -> QuantisedMap:
 
 
 def half_steps(values: npt.NDArray[np.floating], bits: int) -> F32:
-    """For each row the half step with the least squared error among a few between the row's rms and its maximum."""
+    """For each row the half step with the least squared error among a few shares of the row's maximum; 0 for a row of zeros."""
     largest = np.abs(values).max(axis=1).astype(np.float64)
-    largest[largest == 0] = 1
+    zero = largest == 0
+    largest[zero] = 1
     best = np.full(len(values), np.inf)
     chosen = np.zeros(len(values))
     for share in (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3) if bits < 8 else (1.0, 0.9):
@@ -69,4 +70,5 @@ def half_steps(values: npt.NDArray[np.floating], bits: int) -> F32:
         error = ((values - levels * half_step[:, None].astype(np.float64)) ** 2).sum(axis=1)
         better = error < best
         best[better], chosen[better] = error[better], half_step[better]
+    chosen[zero] = 0
     return chosen.astype(np.float32)

@@ -1,0 +1,168 @@
+"""The codec: bytes kept, quality against product quantisation, bad input."""
+
+import faiss
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hfh_embed import reference
+from hfh_embed.codec import compress
+from hfh_embed.codec.allocation import chunks_for, water_filling
+from hfh_embed.errors import InputError, RatioError
+from hfh_embed.fidelity import compare
+
+GENERATOR = np.random.default_rng(0)
+SPECTRUM = 1 / np.sqrt(np.arange(1, 49))
+ROTATION = np.linalg.qr(GENERATOR.normal(size=(48, 48)))[0]
+ROWS = ((GENERATOR.normal(size=(6_000, 48)) * SPECTRUM) @ ROTATION + 0.1).astype(np.float32)
+
+
+def _error(rows: np.ndarray, decoded: np.ndarray) -> float:
+    return float(((rows - decoded) ** 2).sum() / (rows**2).sum())
+
+
+@given(
+    n=st.integers(1, 700),
+    dim=st.integers(1, 40),
+    ratio=st.floats(1, 80),
+    seed=st.integers(0, 3),
+    frequencies=st.booleans(),
+)
+@settings(max_examples=25, deadline=None)
+def test_the_ratio_is_met_or_refused_with_the_nearest(
+    n: int, dim: int, ratio: float, seed: int, frequencies: bool
+) -> None:
+    generator = np.random.default_rng(seed)
+    rows = generator.normal(size=(n, dim)).astype(np.float32)
+    counts = generator.integers(0, 9, n) + 1 if frequencies else None
+    try:
+        snapshot = compress(rows, ratio=ratio, frequencies=counts)
+    except RatioError as error:
+        assert error.nearest < ratio
+        assert compress(rows, ratio=error.nearest).ratio >= error.nearest
+        return
+    assert snapshot.nbytes * ratio <= rows.nbytes
+    found = snapshot["table"].lookup(np.arange(n))
+    assert np.isfinite(found).all()
+    assert np.abs(found - reference.rows(snapshot["table"].data, np.arange(n))).max() < 1e-4
+
+
+@pytest.mark.parametrize("ratio", [1, 2, 4, 6, 8, 12, 16, 24, 32])
+def test_what_is_stored_grows_with_what_may_be_stored(ratio: float) -> None:
+    errors = [_error(ROWS, compress(ROWS, ratio=r)["table"].lookup(np.arange(len(ROWS)))) for r in (ratio, 2 * ratio)]
+    assert errors[0] < errors[1] < 1
+
+
+@pytest.mark.parametrize(("ratio", "parts"), [(8, 24), (16, 12), (32, 6)])
+def test_it_beats_product_quantisation_at_equal_bytes(ratio: int, parts: int) -> None:
+    rows = np.tile(ROWS, (5, 1)) + np.random.default_rng(1).normal(size=(30_000, 48)).astype(np.float32) * 0.05
+    quantiser = faiss.ProductQuantizer(48, parts, 8)
+    quantiser.train(rows)
+    nbytes = len(rows) * parts + quantiser.M * 256 * (48 // parts) * 4
+    theirs = _error(rows, quantiser.decode(quantiser.compute_codes(rows)))
+    snapshot = compress(rows, ratio=rows.nbytes / nbytes)
+    assert snapshot.nbytes <= nbytes
+    assert _error(rows, snapshot["table"].lookup(np.arange(len(rows)))) < theirs
+
+
+def test_the_same_seed_gives_the_same_bytes() -> None:
+    assert compress(ROWS, ratio=12, seed=3).version == compress(ROWS, ratio=12, seed=3).version
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64, ">f4"])
+def test_other_floats_are_welcome(dtype) -> None:
+    snapshot = compress(ROWS.astype(dtype), ratio=8)
+    assert _error(ROWS, snapshot["table"].lookup(np.arange(len(ROWS)))) < 0.1
+
+
+def test_a_memory_map_is_welcome(tmp_path) -> None:
+    np.save(tmp_path / "rows.npy", ROWS)
+    mapped = np.load(tmp_path / "rows.npy", mmap_mode="r")
+    assert compress(mapped, ratio=8).version == compress(ROWS, ratio=8).version
+
+
+def test_frequent_ids_are_kept_better() -> None:
+    frequencies = 1e4 / np.arange(1, len(ROWS) + 1) ** 1.5
+    weighted = compare(compress(ROWS, ratio=16, frequencies=frequencies)["table"], ROWS, frequencies=frequencies)
+    plain = compare(compress(ROWS, ratio=16)["table"], ROWS, frequencies=frequencies)
+    assert weighted.weighted_error < 0.8 * plain.weighted_error
+
+
+def test_zero_rows_stay_zero_and_large_ones_do_no_harm() -> None:
+    rows = ROWS.copy()
+    rows[::100] = 0
+    rows[1::100] *= 1e4
+    found = compress(rows, ratio=6)["table"].lookup(np.arange(len(rows)))
+    assert not found[::100].any()
+    usual = np.setdiff1d(np.arange(len(rows)), np.arange(1, len(rows), 100))
+    assert _error(rows[usual], found[usual]) < 0.2
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        np.ones((500, 8), dtype=np.float32),
+        np.zeros((500, 8), dtype=np.float32),
+        np.repeat(ROWS[:3], 200, axis=0),
+        np.concatenate((ROWS[:, :4], np.full((len(ROWS), 4), 3.0, dtype=np.float32)), axis=1),
+        ROWS[:20],
+        ROWS[:1],
+        ROWS[:, :1],
+    ],
+    ids=["equal", "zero", "duplicates", "constant columns", "N < D", "N = 1", "D = 1"],
+)
+def test_degenerate_tables_are_compressed(rows: np.ndarray) -> None:
+    rows = np.ascontiguousarray(rows)
+    found = compress(rows, ratio=3.5)["table"].lookup(np.arange(len(rows)))
+    assert ((rows - found) ** 2).sum() <= 0.1 * (rows**2).sum()
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (np.ones(5, dtype=np.float32), "shape"),
+        (np.ones((0, 5), dtype=np.float32), "both at least 1"),
+        (np.ones((5, 5), dtype=np.int64), "int64"),
+        ([[1.0]], "list"),
+        (np.float64([[1e300, 1.0]]), "rows 0 hold"),
+    ],
+)
+def test_what_is_no_table_is_refused(rows, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        compress(rows, ratio=4)
+
+
+def test_nan_rows_are_listed() -> None:
+    rows = ROWS.copy()
+    rows[[3, 17, 4000]] = np.nan
+    with pytest.raises(InputError, match="rows 3, 17, 4000 hold"):
+        compress(rows, ratio=4)
+
+
+@pytest.mark.parametrize("wrong", [np.ones(3), np.full(len(ROWS), np.nan), np.zeros(len(ROWS)), -np.ones(len(ROWS))])
+def test_wrong_frequencies_are_refused(wrong: np.ndarray) -> None:
+    with pytest.raises(InputError, match="frequencies"):
+        compress(ROWS, ratio=4, frequencies=wrong)
+
+
+@pytest.mark.parametrize("ratio", [0.5, float("nan"), -1])
+def test_wrong_ratios_are_refused(ratio: float) -> None:
+    with pytest.raises(RatioError, match="ratio is"):
+        compress(ROWS, ratio=ratio)
+
+
+@given(st.lists(st.floats(1e-6, 1e3), min_size=1, max_size=60), st.integers(1, 300))
+def test_water_filling_spends_what_it_was_given(variance: list[float], bits: int) -> None:
+    values = np.sort(np.array(variance))[::-1]
+    given_bits = water_filling(values, bits)
+    assert np.isclose(given_bits.sum(), bits)
+    assert (np.diff(given_bits) <= 1e-9).all(), "a smaller variance got more bits"
+
+
+@given(st.integers(1, 80), st.integers(1, 40), st.floats(0.5, 2))
+def test_chunks_cover_a_beginning_and_spend_at_most_the_bits(dim: int, row_bytes: int, power: float) -> None:
+    chunks = chunks_for(1 / np.arange(1, dim + 1), 8 * row_bytes, power)
+    assert [chunk.start for chunk in chunks] == np.cumsum([0, *(chunk.size for chunk in chunks[:-1])]).tolist()
+    assert sum(chunk.bits for chunk in chunks) <= 8 * row_bytes
+    assert sum(chunk.bits for chunk in chunks) == min(8 * row_bytes, 8 * len(chunks)) or len(chunks) == dim
