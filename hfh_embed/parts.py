@@ -71,11 +71,13 @@ class Unknown(enum.StrEnum):
 
 
 def check(condition: bool, message: str) -> None:
+    """SpecError with this message unless the condition holds."""
     if not condition:
         raise SpecError(message)
 
 
 def check_range(what: str, value: int, low: int, high: int) -> None:
+    """SpecError unless value is an integer from low to high."""
     check(
         isinstance(value, int) and not isinstance(value, bool) and low <= value <= high,
         f"{what} is {value!r}; give an integer from {low} to {high}",
@@ -83,6 +85,7 @@ def check_range(what: str, value: int, low: int, high: int) -> None:
 
 
 def check_bits(what: str, bits: int, allowed: tuple[int, ...] = VALUE_BITS) -> None:
+    """SpecError unless bits are allowed."""
     check(bits in allowed, f"{what} is {bits!r}; allowed are {', '.join(map(str, allowed))}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from pathlib import Path
 
@@ -36,8 +37,11 @@ def _run(args: argparse.Namespace) -> None:
     from hfh_embed.codec import compress
     from hfh_embed.tables import read_table
 
-    if not args.output.absolute().parent.is_dir():
+    folder = args.output.absolute().parent
+    if not folder.is_dir():
         raise InputError(f"the folder of the output {str(args.output)!r} does not exist; create it first")
+    if not os.access(folder, os.W_OK):  # told now rather than after minutes of work
+        raise InputError(f"folder {str(folder)!r} may not be written by this user; choose another")
     began = time.monotonic()
     with Progress() as progress:
         table = read_table(args.input, args.tensor, vocabulary=args.vocabulary)
