@@ -51,7 +51,6 @@ def fit_codebooks(
 ) -> Codebooks:
     """Fit one codebook for each chunk to latent rows (n, R), weighted, and round it to ``codebook_bits``."""
     faiss = _faiss()
-    faiss.omp_set_num_threads(faiss.omp_get_max_threads())
     generator = np.random.default_rng(seed)
     books = []
     for number, chunk in enumerate(chunks):

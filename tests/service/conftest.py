@@ -44,9 +44,11 @@ def client(snapshot_path: Path) -> Iterator[TestClient]:
 
 
 @contextmanager
-def serving(*arguments: str, **environment: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+def serving(
+    *arguments: str, executable: str = sys.executable, **environment: str
+) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """`hfh serve` on a free port: its URL and process. It is asked to stop at the end, and must stop with 0."""
-    command = [sys.executable, "-m", "hfh_embed.cli", "serve", *arguments, "--port", "0"]
+    command = [executable, "-m", "hfh_embed.cli", "serve", *arguments, "--port", "0"]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | environment
     ) as process:

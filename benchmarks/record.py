@@ -1,0 +1,63 @@
+"""Rows of results: each with what made it, so that anyone can repeat it."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+__all__ = ["RESULTS", "Recorder"]
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def _device() -> str:
+    """The processor's name and the number of cores this process may use."""
+    import os
+
+    model = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
+    except OSError:
+        pass
+    return f"{model}, {len(os.sched_getaffinity(0))} cores"
+
+
+def _commit() -> str:
+    """The commit, with a + where files differ from it."""
+    git = ["git", "-C", str(RESULTS.parent)]
+    try:
+        commit = subprocess.run(
+            [*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        dirty = subprocess.run(
+            [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return commit + ("+" if dirty else "")
+
+
+class Recorder:
+    """Writes the rows of one run, replacing those of earlier runs in the same file, each as soon as it is known."""
+
+    def __init__(self, name: str) -> None:
+        self.path = RESULTS / f"{name}.jsonl"
+        self._about = {
+            "command": " ".join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]]),
+            "commit": _commit(),
+            "device": _device(),
+            "date": time.strftime("%Y-%m-%d"),
+        }
+        self.path.parent.mkdir(exist_ok=True)
+        self.path.write_text("")
+
+    def row(self, **values: Any) -> None:
+        """Append one row."""
+        with self.path.open("a") as file:
+            file.write(json.dumps(values | self._about) + "\n")
