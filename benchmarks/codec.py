@@ -52,7 +52,7 @@ def _quantised(rows: F32, budget: int, rotate: bool) -> tuple[F32, int] | None:
     turned, matrix = rows, None
     if rotate:
         matrix = faiss.OPQMatrix(dim, parts)
-        matrix.niter = 20
+        matrix.niter, matrix.niter_pq = 4, 4
         matrix.train(rows)
         turned = matrix.apply(rows)
     quantiser = faiss.ProductQuantizer(dim, parts, 8)

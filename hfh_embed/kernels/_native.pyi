@@ -3,6 +3,9 @@
 import numpy as np
 import numpy.typing as npt
 
+SIMD: str
+"""The instructions in use: "portable", "avx2" or "avx512"."""
+
 class SharedPart:
     """The shared part of one table over one pool; ValueError for facts that would leave the pool."""
 
@@ -22,6 +25,34 @@ class SharedPart:
         self, pool: npt.NDArray[np.uint8], scale: float, ids: npt.NDArray[np.int64], out: npt.NDArray[np.float32]
     ) -> None:
         """Write scale * the sum of the fetched values of ids (B,) into out (B, dim)."""
+
+    def rows(
+        self,
+        pool: npt.NDArray[np.uint8],
+        scale: float,
+        ids: npt.NDArray[np.int64],
+        out: npt.NDArray[np.float32],
+        num_embeddings: int,
+        refuse_unknown: bool,
+        zero_unknown: bool,
+        padding_id: int,
+        num_threads: int,
+    ) -> int:
+        """Write whole rows; -1, or the position of the first refused id. ``padding_id`` is -1 where there is none."""
+
+    def rows_half(
+        self,
+        pool: npt.NDArray[np.uint8],
+        scale: float,
+        ids: npt.NDArray[np.int64],
+        out: npt.NDArray[np.uint16],
+        num_embeddings: int,
+        refuse_unknown: bool,
+        zero_unknown: bool,
+        padding_id: int,
+        num_threads: int,
+    ) -> int:
+        """As rows, in float16, whose bits ``out`` holds."""
 
     def addresses(
         self,

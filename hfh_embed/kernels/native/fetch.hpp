@@ -132,6 +132,8 @@ struct Float16 {
   Sum operator[](int64_t slot) const { return half_to_float(values[slot]); }
 };
 
+// Rows are sums that begin at zero, so a product of -0 becomes +0: hence the + 0.0f, here and in line.hpp.
+//
 // out[i] = scale * sum over u of the signed values that hash function u fetched, for every entry of the shared part.
 template <class Pool>
 void shared_sums(const Pool pool, const Shared& shared, int bits, float scale, const int64_t* ids, int64_t count, float* out) {
@@ -152,7 +154,7 @@ void shared_sums(const Pool pool, const Shared& shared, int bits, float scale, c
         for (int64_t j = 0; j < before_wrap; ++j) add(j, a.start + a.rotation + j);
         for (int64_t j = before_wrap; j < used; ++j) add(j, a.start + a.rotation + j - size);
       }
-      for (int64_t j = 0; j < used; ++j) row[c * size + j] = static_cast<float>(sums[j]) * scale;
+      for (int64_t j = 0; j < used; ++j) row[c * size + j] = static_cast<float>(sums[j]) * scale + 0.0f;
     }
   }
 }

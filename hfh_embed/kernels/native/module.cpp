@@ -3,10 +3,13 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 
-#include <stdexcept>
+#include <cstdlib>
 #include <string>
 
 #include "fetch.hpp"
+#include "half.hpp"
+#include "line.hpp"
+#include "parallel.hpp"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -16,8 +19,22 @@ namespace {
 using Ids = nb::ndarray<const int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Out = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Bytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Half = uint16_t;  // a float16, seen as its bits
 template <class T>
 using Places = nb::ndarray<T, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
+
+// The instructions to use: the best there are, or fewer where HFH_SIMD says so.
+hfh::Simd simd() {
+  static const hfh::Simd chosen = [] {
+    const char* wanted = std::getenv("HFH_SIMD");
+    const std::string name = wanted ? wanted : "";
+    const hfh::Simd best = hfh::best_simd();
+    if (name == "portable") return hfh::Simd::kPortable;
+    if (name == "avx2" && best != hfh::Simd::kPortable) return hfh::Simd::kAvx2;
+    return best;
+  }();
+  return chosen;
+}
 
 void require(bool condition, const char* what) {
   if (!condition) throw nb::value_error(what);
@@ -58,6 +75,49 @@ class SharedPart {
     const int64_t* first = ids.data();
     float* rows = out.data();
     nb::gil_scoped_release release;
+    sums_of(bytes, scale, first, count, rows);
+  }
+
+  // Rows of a table that has nothing but its shared part: -1, or the position of the first id that is refused.
+  template <class T>
+  int64_t rows(Bytes pool, float scale, Ids ids, nb::ndarray<T, nb::ndim<2>, nb::c_contig, nb::device::cpu> out, int64_t num_embeddings,
+               bool refuse_unknown, bool zero_unknown, int64_t padding_id, int num_threads) const {
+    check_pool(pool.size());
+    require(out.shape(0) == ids.size() && static_cast<int64_t>(out.shape(1)) == shared_.dim, "out has the wrong shape");
+    const int64_t count = ids.size(), dim = shared_.dim;
+    const uint8_t* bytes = pool.data();
+    const int64_t* first = ids.data();
+    T* to = out.data();
+    nb::gil_scoped_release release;
+    bool special = false;
+    for (int64_t i = 0; i < count; ++i) {
+      if (first[i] < 0 || (refuse_unknown && first[i] >= num_embeddings)) return i;
+      special |= first[i] == padding_id || (zero_unknown && first[i] >= num_embeddings);
+    }
+    hfh::parallel(count, num_threads, [&](int64_t begin, int64_t end) {
+      if constexpr (sizeof(T) == 4) {
+        sums_of(bytes, scale, first + begin, end - begin, reinterpret_cast<float*>(to) + begin * dim);
+      } else {  // through a block of floats that stays in the cache
+        const int64_t block = std::max<int64_t>(1, 4096 / dim);
+        std::vector<float> wide(block * dim);
+        for (int64_t i = begin; i < end; i += block) {
+          const int64_t some = std::min(block, end - i);
+          sums_of(bytes, scale, first + i, some, wide.data());
+          hfh::to_half(simd(), wide.data(), some * dim, reinterpret_cast<uint16_t*>(to) + i * dim);
+        }
+      }
+    });
+    for (int64_t i = 0; special && i < count; ++i) {
+      if (first[i] == padding_id || (zero_unknown && first[i] >= num_embeddings)) std::memset(to + i * dim, 0, dim * sizeof(T));
+    }
+    return -1;
+  }
+
+  void sums_of(const uint8_t* bytes, float scale, const int64_t* first, int64_t count, float* rows) const {
+    if (hfh::is_line_form(shared_, bits_)) {
+      return shared_.num_hashes == 8 ? hfh::line_rows<8>(simd(), bytes, shared_, scale, first, count, rows)
+                                     : hfh::line_rows<4>(simd(), bytes, shared_, scale, first, count, rows);
+    }
     switch (bits_) {
       case 1: return run(hfh::Codes<1>{bytes}, scale, first, count, rows);
       case 2: return run(hfh::Codes<2>{bytes}, scale, first, count, rows);
@@ -107,11 +167,16 @@ class SharedPart {
 }  // namespace
 
 NB_MODULE(_native, m) {
+  m.attr("SIMD") = simd() == hfh::Simd::kAvx512 ? "avx512" : simd() == hfh::Simd::kAvx2 ? "avx2" : "portable";
   m.doc() = "Compiled kernels; hfh_embed.kernels.native_backend is their only user.";
   nb::class_<SharedPart>(m, "SharedPart")
       .def(nb::init<uint64_t, int64_t, int, int64_t, int64_t, int64_t, int, int64_t, bool>(), "key"_a, "slots"_a, "bits"_a,
            "dim"_a, "num_hashes"_a, "chunk_size"_a, "locality"_a, "lines"_a, "signs"_a)
       .def("sums", &SharedPart::sums, "pool"_a.noconvert(), "scale"_a, "ids"_a.noconvert(), "out"_a.noconvert())
+      .def("rows", &SharedPart::rows<float>, "pool"_a.noconvert(), "scale"_a, "ids"_a.noconvert(), "out"_a.noconvert(),
+           "num_embeddings"_a, "refuse_unknown"_a, "zero_unknown"_a, "padding_id"_a, "num_threads"_a)
+      .def("rows_half", &SharedPart::rows<Half>, "pool"_a.noconvert(), "scale"_a, "ids"_a.noconvert(), "out"_a.noconvert(),
+           "num_embeddings"_a, "refuse_unknown"_a, "zero_unknown"_a, "padding_id"_a, "num_threads"_a)
       .def("addresses", &SharedPart::addresses, "ids"_a.noconvert(), "start"_a.noconvert(), "rotation"_a.noconvert(),
            "negative"_a.noconvert());
 }
