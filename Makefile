@@ -45,7 +45,7 @@ serve: $(STAMPS)/serve var/minilm.hfh ## compress a real table and serve it on P
 	@printf '\nThe token table of all-MiniLM-L6-v2, %sx smaller. Try, in another shell:\n\n' '$(RATIO)'
 	@echo "  curl -s localhost:$(PORT)/v1/tables/minilm/lookup -H 'content-type: application/json' -d '{\"keys\": [\"hello\"]}'"
 	@echo "  printf '\\x01\\0\\0\\0\\0\\0\\0\\0' | curl -s localhost:$(PORT)/v1/tables/minilm/lookup -H 'content-type: application/octet-stream' --data-binary @- | od -f | head -3"
-	@echo "  $(BIN)/python -c 'from service.client import Client; print(Client(\"http://localhost:$(PORT)\").lookup(\"minilm\", keys=[\"hello\", \"world\"]))'"
+	@echo "  $(BIN)/python -c 'from service.client import Client; print(Client(\"http://localhost:$(PORT)\").lookup(\"minilm\", keys=[\"hello\", \"world\"])[:, :4])'"
 	@echo
 	@exec $(BIN)/hfh serve var/minilm.hfh --port $(PORT)
 

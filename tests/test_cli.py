@@ -212,7 +212,10 @@ def test_ctrl_c_leaves_no_half_written_file(tmp_path) -> None:
     with subprocess.Popen(
         [sys.executable, "-m", "hfh_embed.cli", *command], stderr=subprocess.PIPE, text=True
     ) as process:
-        time.sleep(2.5)
+        deadline = time.monotonic() + 60  # it is at work once it has loaded faiss
+        while "faiss" not in Path(f"/proc/{process.pid}/maps").read_text() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(0.5)
         process.send_signal(signal.SIGINT)
         _, error = process.communicate(timeout=60)
     assert process.returncode == 130

@@ -6,6 +6,7 @@ and the nearest-neighbour search are faiss'.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -47,7 +48,13 @@ def _faiss() -> ModuleType:
 
 
 def fit_codebooks(
-    latent: F32, weights: F64, chunks: tuple[CodeChunk, ...], codebook_bits: int, seed: int, row_scale: bool
+    latent: F32,
+    weights: F64,
+    chunks: tuple[CodeChunk, ...],
+    codebook_bits: int,
+    seed: int,
+    row_scale: bool,
+    progress: Callable[[int, int, str], None],
 ) -> Codebooks:
     """Fit one codebook for each chunk to latent rows (n, R), weighted, and round it to ``codebook_bits``."""
     faiss = _faiss()
@@ -56,6 +63,7 @@ def fit_codebooks(
     for number, chunk in enumerate(chunks):
         points = np.ascontiguousarray(latent[:, chunk.start : chunk.start + chunk.size])
         books.append(_kmeans(faiss, points, weights, 1 << chunk.bits, generator, seed + number))
+        progress(number + 1, len(chunks), "fit codebooks")
     spec = CodedSpec(chunks, codebook_bits, row_scale)
     if codebook_bits >= 16:
         dtype = np.float16 if codebook_bits == 16 else np.float32

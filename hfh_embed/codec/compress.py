@@ -143,21 +143,19 @@ def _choose(
     trial = np.sort(generator.choice(len(sample), min(TRIAL_ROWS, len(sample)), replace=False))
     candidates: list[tuple[float, Fit]] = []
     shares = EXACT_SHARES if frequencies is not None else EXACT_SHARES[:1]
-    for number, share in enumerate(shares):
+    for share in shares:
         exact = _exact_spec(table, int(budget * share))
         coded = None
         if share == 0 or exact is not None:
-            coded = fit_coded(table, budget, sample, own, row_scale=row_scale, exact=exact, seed=seed)
+            coded = fit_coded(table, budget, sample, own, row_scale=row_scale, exact=exact, seed=seed, progress=tell)
         if coded is not None:
             hot = np.zeros(len(sample), dtype=bool)
             if exact is not None and frequencies is not None:
                 hot = np.isin(picked, _most_frequent(frequencies, exact.count))
             candidates.append((_trial_error(coded, sample, own, trial, hot), coded))
-        tell(number + 1, len(shares) + 1, "fit")
     plain = fit_rows(table, budget, sample)
     if plain is not None:
         candidates.append((_trial_error(plain, sample, own, trial, np.zeros(len(sample), dtype=bool)), plain))
-    tell(1, 1, "fit")
     if not candidates:
         nearest = np.floor(table.dense_nbytes / smallest(table, sample, own, row_scale) * 1e4) / 1e4
         raise RatioError(

@@ -5,6 +5,7 @@ Each fit is made on a sample of the rows and then encodes any others, block by b
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -22,6 +23,7 @@ __all__ = ["CodedFit", "Fit", "RowsFit", "fit_coded", "fit_rows", "smallest"]
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
+Progress = Callable[[int, int, str], None]
 POWER = 1.25
 """Bits follow variance ** POWER: a little above 1 costs hardly any error and keeps more true neighbours."""
 
@@ -92,7 +94,15 @@ class CodedFit:
 
 
 def fit_coded(
-    table: TableSpec, budget: int, sample: F32, weights: F64, *, row_scale: bool, exact: ExactSpec | None, seed: int
+    table: TableSpec,
+    budget: int,
+    sample: F32,
+    weights: F64,
+    *,
+    row_scale: bool,
+    exact: ExactSpec | None,
+    seed: int,
+    progress: Progress,
 ) -> CodedFit | None:
     """Fit codes to the sample (n, D) for a table of at most ``budget`` bytes; None when that is not possible.
 
@@ -111,7 +121,7 @@ def fit_coded(
             continue
         spec = _largest(table, budget, axes, value_bits, row_scale, exact)
         if spec is not None:
-            return _fit(spec, sample, weights, axes, value_bits, seed)
+            return _fit(spec, sample, weights, axes, value_bits, seed, progress)
     return None
 
 
@@ -158,10 +168,11 @@ def _fit(
     axes: Axes,
     value_bits: int,
     seed: int,
+    progress: Progress,
 ) -> CodedFit:
     latent = ((sample - axes.centre) @ axes.axes[: spec.latent_dim].T).astype(np.float32)
     assert spec.coded is not None
-    codebooks = fit_codebooks(latent, weights, spec.coded.chunks, value_bits, seed, spec.coded.row_scale)
+    codebooks = fit_codebooks(latent, weights, spec.coded.chunks, value_bits, seed, spec.coded.row_scale, progress)
     _, decoded = encode(latent, codebooks)
     matrix = _least_squares(decoded, sample - axes.centre, weights, axes.axes[: spec.latent_dim])
     return CodedFit(spec, codebooks, quantise_map(matrix, value_bits), axes)
