@@ -19,7 +19,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from hfh_embed.errors import SnapshotError
+from hfh_embed.errors import InputError, SnapshotError
 from hfh_embed.layout import Array, ArraySpec
 
 __all__ = ["ALIGNMENT", "Container", "Entry", "encode_header", "read_container", "replacing"]
@@ -168,8 +168,13 @@ def encode_header(arrays: Mapping[str, ArraySpec], metadata: Mapping[str, str]) 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A file to write that takes the place of ``path`` when all went well; otherwise nothing is left and ``path`` stays."""
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path} is not a regular file; choose another name for the output")
     name = path.absolute().parent / f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part"
-    handle = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+    try:
+        handle = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+    except OSError as error:
+        raise type(error)(error.errno, error.strerror, str(path)) from None  # the name that the user knows
     try:
         with os.fdopen(handle, "w+b") as file:
             yield file

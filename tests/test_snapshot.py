@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 import hfh_embed
 from hfh_embed.container import encode_header, replacing
-from hfh_embed.errors import DamagedError, HFHError, SnapshotError, TableNotFoundError
+from hfh_embed.errors import DamagedError, HFHError, InputError, SnapshotError, TableNotFoundError
 from hfh_embed.layout import ArraySpec
 from hfh_embed.snapshot import Snapshot
 from tests.builders import CASES, N, snapshot_of
@@ -245,6 +245,15 @@ def test_a_failing_write_leaves_the_old_file(file: Path) -> None:
         raise KeyboardInterrupt
     assert file.read_bytes() == old
     assert os.listdir(file.parent) == [file.name]
+
+
+def test_what_is_no_regular_file_is_not_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="not a regular file"), replacing(tmp_path / "pipe"):
+        pass
+    with pytest.raises(FileNotFoundError) as caught, replacing(tmp_path / "nowhere" / "x.hfh"):
+        pass
+    assert caught.value.filename == str(tmp_path / "nowhere" / "x.hfh")
 
 
 def test_a_full_disk_leaves_the_old_file(file: Path) -> None:

@@ -38,6 +38,8 @@ def _run(args: argparse.Namespace) -> None:
     from hfh_embed.tables import read_table
 
     folder = args.output.absolute().parent
+    if args.output.exists() and not args.output.is_file():
+        raise InputError(f"the output {str(args.output)!r} is not a regular file; choose another name")
     if not folder.is_dir():
         raise InputError(f"the folder of the output {str(args.output)!r} does not exist; create it first")
     if not os.access(folder, os.W_OK):  # told now rather than after minutes of work
