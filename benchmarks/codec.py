@@ -1,4 +1,4 @@
-"""Trained tables, compressed: ours against faiss' product quantisers and few-bit rows, at equal total bytes.
+"""Trained tables, compressed: ours against faiss' product quantiser and few-bit rows, at equal total bytes.
 
     python -m benchmarks.codec
 
@@ -42,23 +42,16 @@ def minilm() -> F32:
     return np.array(read_table(path, "embeddings.word_embeddings.weight").rows, dtype=np.float32)
 
 
-def _quantised(rows: F32, budget: int, rotate: bool) -> tuple[F32, int] | None:
-    """faiss PQ or OPQ with 8-bit codes: the decoded rows and their bytes, or None where none fits."""
+def _quantised(rows: F32, budget: int) -> tuple[F32, int] | None:
+    """faiss PQ with 8-bit codes: the decoded rows and their bytes, or None where none fits."""
     n, dim = rows.shape
-    fixed = 4 * 256 * dim + (4 * dim * dim if rotate else 0)
-    parts = next((m for m in range(dim, 0, -1) if dim % m == 0 and n * m + fixed <= budget), None)
+    codebooks = 4 * 256 * dim
+    parts = next((m for m in range(dim, 0, -1) if dim % m == 0 and n * m + codebooks <= budget), None)
     if parts is None:
         return None
-    turned, matrix = rows, None
-    if rotate:
-        matrix = faiss.OPQMatrix(dim, parts)
-        matrix.niter, matrix.niter_pq = 4, 4
-        matrix.train(rows)
-        turned = matrix.apply(rows)
     quantiser = faiss.ProductQuantizer(dim, parts, 8)
-    quantiser.train(turned)
-    decoded = quantiser.decode(quantiser.compute_codes(turned))
-    return (decoded if matrix is None else matrix.reverse_transform(decoded)), n * parts + fixed
+    quantiser.train(rows)
+    return quantiser.decode(quantiser.compute_codes(rows)), n * parts + codebooks
 
 
 def _few_bits(rows: F32, budget: int) -> tuple[F32, int] | None:
@@ -94,8 +87,7 @@ def methods(rows: F32, ratio: int) -> Iterator[tuple[str, Callable[[], tuple[Any
         return run
 
     yield "hfh compress", ours
-    yield "faiss PQ", peer(lambda: _quantised(rows, budget, rotate=False))
-    yield "faiss OPQ", peer(lambda: _quantised(rows, budget, rotate=True))
+    yield "faiss PQ", peer(lambda: _quantised(rows, budget))
     yield "few-bit rows", peer(lambda: _few_bits(rows, budget))
 
 
