@@ -27,29 +27,27 @@ async def read_body(scope: Scope, receive: Any, most: int, timeout_s: float) -> 
     length = header(scope, b"content-length")
     if length.isdigit() and int(length) > most:
         raise _too_large(int(length), most)
-    message = await asyncio.wait_for(receive(), timeout_s)
-    if message["type"] == "http.request" and not message.get("more_body", False):  # the usual case: all at once
-        body: bytes = message.get("body", b"")
-        if len(body) > most:
-            raise _too_large(len(body), most)
-        return body
     try:
         async with asyncio.timeout(timeout_s):
-            return await _read_parts(message, receive, most)
+            return await _read_parts(receive, most)
     except TimeoutError:
         raise ApiError(408, "body_timeout", f"the body did not arrive within {timeout_s:g} s") from None
 
 
-async def _read_parts(message: dict[str, Any], receive: Any, most: int) -> bytes:
-    body = bytearray()
+async def _read_parts(receive: Any, most: int) -> bytes:
+    message = await receive()
+    body: bytes = message.get("body", b"")
+    if message["type"] == "http.request" and not message.get("more_body", False) and len(body) <= most:
+        return body  # the usual case: all at once
+    parts = bytearray()
     while True:
         if message["type"] == "http.disconnect":
             raise bad_request("the client went away before its body was complete")
-        body += message.get("body", b"")
-        if len(body) > most:
-            raise _too_large(len(body), most)
+        parts += message.get("body", b"")
+        if len(parts) > most:
+            raise _too_large(len(parts), most)
         if not message.get("more_body", False):
-            return bytes(body)
+            return bytes(parts)
         message = await receive()
 
 

@@ -27,6 +27,7 @@ from service.wire import BINARY, Output
 __all__ = ["FastPath"]
 
 PREFIX = "/v1/tables/"
+ROUTES = ("lookup", "bag")
 MODES = ("sum", "mean", "max")
 Answer = tuple[bytes | memoryview, list[tuple[bytes, bytes]]]
 Rows = npt.NDArray[Any]
@@ -38,24 +39,19 @@ class FastPath:
 
     def __init__(self, app: Callable[..., Awaitable[None]], state: State) -> None:
         self._app, self._state = app, state
-        self._requests = {
-            (route, status): state.metrics.requests.labels(route, status)
-            for route in ("lookup", "bag", "tables")
-            for status in ("200",)
-        }
-        self._latency = {route: state.metrics.latency.labels(route) for route in ("lookup", "bag", "tables")}
+        every = (*ROUTES, "tables")
+        self._answered = {route: state.metrics.requests.labels(route, "200") for route in every}
+        self._latency = {route: state.metrics.latency.labels(route) for route in every}
         self._ids = {name: state.metrics.ids.labels(name) for name in state.catalog}
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send_message: Any) -> None:
-        if scope["type"] == "http" and scope["method"] == "POST":
-            path: str = scope["path"]
-            if path == "/v1/lookup":
-                return await self._exchange("tables", "", scope, receive, send_message)
-            if path.startswith(PREFIX):
-                name, slash, route = path[len(PREFIX) :].rpartition("/")
-                if slash and route in ("lookup", "bag"):
-                    return await self._exchange(route, name, scope, receive, send_message)
-        return await self._app(scope, receive, send_message)
+        found = _route(scope["path"]) if scope["type"] == "http" else None
+        if found is None:
+            return await self._app(scope, receive, send_message)
+        if scope["method"] != "POST":
+            message = f"{scope['method']} is not allowed here; use POST"
+            return await send_error(send_message, ApiError(405, "method_not_allowed", message, {"allow": "POST"}))
+        return await self._exchange(*found, scope, receive, send_message)
 
     async def _exchange(self, route: str, name: str, scope: dict[str, Any], receive: Any, send_message: Any) -> None:
         settings, status = self._state.settings, 200
@@ -74,17 +70,16 @@ class FastPath:
         except ApiError as error:
             status = error.status
             await send_error(send_message, error)
-        except TimeoutError:
-            status = 408
-            await send_error(send_message, ApiError(408, "body_timeout", "the body did not arrive in time"))
         except Exception:
             status = 500
             log.exception("lookup failed")
             message = "the service failed at this request; its log has the details"
             await send_error(send_message, ApiError(500, "internal", message))
         finally:
-            counted = self._requests.get((route, str(status)))
-            (counted or self._state.metrics.requests.labels(route, str(status))).inc()
+            if status == 200:
+                self._answered[route].inc()
+            else:
+                self._state.metrics.requests.labels(route, str(status)).inc()
 
     async def _one(
         self, route: str, name: str, media: str, body: bytes, scope: dict[str, Any], output: Output
@@ -175,6 +170,17 @@ class FastPath:
         if len(keys) > most:
             raise wire.too_many(len(keys), most)
         return served.table.ids_of(keys)
+
+
+def _route(path: str) -> tuple[str, str] | None:
+    """The lookup route that a path names, and its table."""
+    if path == "/v1/lookup":
+        return "tables", ""
+    if path.startswith(PREFIX):
+        name, slash, route = path[len(PREFIX) :].rpartition("/")
+        if slash and route in ROUTES:
+            return route, name
+    return None
 
 
 def _bag_arguments(document: dict[str, Any]) -> dict[str, Any]:
