@@ -232,6 +232,20 @@ def test_mutated_files_never_crash(tmp_path_factory: pytest.TempPathFactory, dat
         pass
 
 
+def test_pools_lie_on_cache_lines(file: Path) -> None:
+    opened = hfh_embed.open(file)
+    assert opened.arrays["pool/pool/values"].ctypes.data % 64 == 0
+    arrays = dict(opened.arrays)
+    room = np.empty(arrays["pool/pool/values"].nbytes + 128, dtype=np.uint8)
+    start = -room.ctypes.data % 64 + 1
+    crooked = room[start : start + arrays["pool/pool/values"].nbytes]
+    crooked[:] = arrays["pool/pool/values"]
+    arrays["pool/pool/values"] = crooked
+    moved = Snapshot(opened.spec, arrays)
+    assert moved.arrays["pool/pool/values"].ctypes.data % 64 == 0
+    assert moved["users"].lookup(np.arange(N)).tobytes() == opened["users"].lookup(np.arange(N)).tobytes()
+
+
 def test_a_missing_array_is_named() -> None:
     snapshot = snapshot_of(*CASES["words-1"])
     with pytest.raises(SnapshotError, match=r"shared\.scale' is missing"):
