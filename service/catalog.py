@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 import hfh_embed
 from hfh_embed.errors import InputError
@@ -25,6 +27,14 @@ class Served:
     def version(self) -> str:
         """The snapshot's version."""
         return self.snapshot.version
+
+    def lookup(self, ids: npt.NDArray[np.int64], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+        """The served rows of ids (n,), (n, D); raises as :meth:`hfh_embed.Table.lookup`."""
+        return self.table.lookup(ids, dtype=dtype)
+
+    def bag(self, ids: npt.NDArray[np.int64], dtype: npt.DTypeLike, **arguments: Any) -> npt.NDArray[Any]:
+        """The served bags of ids; arguments and errors of :meth:`hfh_embed.Table.bag`."""
+        return self.table.bag(ids, dtype=dtype, **arguments)
 
     def describe(self) -> dict[str, object]:
         """What ``/v1/tables`` says about it."""

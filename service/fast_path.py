@@ -7,7 +7,6 @@ Everything else goes on to the application. ``service/openapi.py`` documents the
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -42,7 +41,6 @@ class FastPath:
         every = (*ROUTES, "tables")
         self._answered = {route: state.metrics.requests.labels(route, "200") for route in every}
         self._latency = {route: state.metrics.latency.labels(route) for route in every}
-        self._ids = {name: state.metrics.ids.labels(name) for name in state.catalog}
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send_message: Any) -> None:
         found = _route(scope["path"]) if scope["type"] == "http" else None
@@ -149,19 +147,10 @@ class FastPath:
                 elif len(ids) > most:
                     raise wire.too_many(len(ids), most)
             arguments = _bag_arguments(document) if bag else {}
-            call = served.table.bag if bag else served.table.lookup
-            with self._state.in_flight.take(len(ids)):
-                if len(ids) <= self._state.settings.thread_ids:
-                    rows = call(ids, dtype=wire.DTYPES[output.dtype], **arguments)
-                else:
-                    loop = asyncio.get_running_loop()
-                    rows = await loop.run_in_executor(
-                        None, lambda: call(ids, dtype=wire.DTYPES[output.dtype], **arguments)
-                    )
+            compute = self._state.reconstructor.bag if bag else self._state.reconstructor.lookup
+            rows = await compute(served, ids, wire.DTYPES[output.dtype], **arguments)
         except InputError as error:
             raise wire.invalid(str(error)) from None
-        self._ids[served.table.name].inc(len(ids))
-        self._state.metrics.request_ids.observe(len(ids))
         return rows, len(ids)
 
     def _key_ids(self, served: Served, keys: Any, most: int) -> npt.NDArray[np.int64]:

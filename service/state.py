@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from service.catalog import Catalog
 from service.limits import InFlight
 from service.metrics import Metrics
+from service.reconstructor import Reconstructor
 from service.settings import Settings
 
 __all__ = ["State"]
@@ -20,6 +21,7 @@ class State:
     catalog: Catalog
     metrics: Metrics
     in_flight: InFlight
+    reconstructor: Reconstructor
     ready: bool = True
 
     @classmethod
@@ -29,4 +31,5 @@ class State:
         in_flight = InFlight(settings.max_in_flight_ids)
         for name, served in catalog.items():
             metrics.snapshot.labels(name, served.version).set(1)
-        return cls(settings, catalog, metrics, in_flight)
+        reconstructor = Reconstructor(in_flight, metrics, settings.thread_ids)
+        return cls(settings, catalog, metrics, in_flight, reconstructor)

@@ -9,11 +9,13 @@ from service.app import create_app
 from service.catalog import Catalog
 from service.limits import InFlight
 from service.metrics import Metrics
+from service.reconstructor import Reconstructor
 from service.settings import Settings
 from service.state import State
 
 if __name__ == "__main__":
-    state = State(Settings(), Catalog({}), Metrics(), InFlight(1))
+    metrics, in_flight = Metrics(), InFlight(1)
+    state = State(Settings(), Catalog({}), metrics, in_flight, Reconstructor(in_flight, metrics, 1))
     with TestClient(create_app(state)) as client:
         document = client.get("/openapi.json").json()
     document["info"]["version"] = "0"
