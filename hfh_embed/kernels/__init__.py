@@ -25,6 +25,9 @@ Mode = Literal["sum", "mean", "max"]
 class Kernel(Protocol):
     """One table, ready for lookups from many threads, also after a fork."""
 
+    def lookup(self, ids: Any, dtype: Any, num_threads: int = 1) -> npt.NDArray[Any] | None:
+        """The short way for the plain case: rows in a new array, or None where :meth:`rows` has to be asked."""
+
     def rows(self, ids: npt.NDArray[np.int64], out: npt.NDArray[Any], num_threads: int = 1) -> int:
         """Write the rows of ids (B,) into out (B, D), float32 or float16, both C-contiguous.
 
@@ -69,7 +72,7 @@ def _default() -> str:
 def prepare(data: TableData, backend: str | None = None) -> Kernel:
     """A kernel for this table: of the backend named, or of the best that is installed."""
     chosen = backend or _default()
-    if chosen == "numpy":
+    if chosen == "numpy" or (chosen == "native" in backends() and data.table.coded is not None):
         from hfh_embed.kernels.numpy_backend import NumpyKernel
 
         return NumpyKernel(data)

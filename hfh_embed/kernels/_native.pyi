@@ -1,15 +1,48 @@
 """Types of the compiled extension."""
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
 SIMD: str
 """The instructions in use: "portable", "avx2" or "avx512"."""
 
-class SharedPart:
-    """The shared part of one table over one pool; ValueError for facts that would leave the pool."""
+F32 = npt.NDArray[np.float32]
+I64 = npt.NDArray[np.int64]
+U8 = npt.NDArray[np.uint8]
+U16 = npt.NDArray[np.uint16]
+
+def addresses(
+    key: int,
+    slots: int,
+    bits: int,
+    dim: int,
+    num_hashes: int,
+    chunk_size: int,
+    locality: int,
+    lines: int,
+    signs: bool,
+    ids: I64,
+    start: I64,
+    rotation: I64,
+    negative: npt.NDArray[np.bool_],
+) -> None:
+    """Write the addresses of ids (B,), each (B, C, U)."""
+
+class Table:
+    """One table with the arrays that it points at; ValueError for facts or sizes that would leave them."""
 
     def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        latent_dim: int,
+        padding_id: int,
+        refuse_unknown: bool,
+        zero_unknown: bool,
+    ) -> None: ...
+    def set_shared(
         self,
         key: int,
         slots: int,
@@ -20,45 +53,24 @@ class SharedPart:
         locality: int,
         lines: int,
         signs: bool,
+        pool: U8,
+        scale: float,
     ) -> None: ...
-    def sums(
-        self, pool: npt.NDArray[np.uint8], scale: float, ids: npt.NDArray[np.int64], out: npt.NDArray[np.float32]
-    ) -> None:
-        """Write scale * the sum of the fetched values of ids (B,) into out (B, dim)."""
+    def set_bilinear(self, linear: F32, quadratic: F32) -> None: ...
+    def set_mlp(self, w1: F32, b1: F32, w2: F32, b2: F32) -> None: ...
+    def set_private(
+        self, values: U8, bits: int, count: int, scale: float, row_scale: U16 | None, weighs: bool
+    ) -> None: ...
+    def set_exact(self, ids: npt.NDArray[Any], values: U8, bits: int, row_scale: U16 | None) -> None: ...
+    def set_map(self, values: F32, bias: F32 | None) -> None: ...
+    def set_residual(self, w1: F32, b1: F32, w2: F32, b2: F32) -> None: ...
+    def lookup(self, ids: Any, dtype: Any, num_threads: int) -> npt.NDArray[Any] | None:
+        """The rows of ids, shape of ids + (D,), in a new array; None where the plain case does not apply, or an id is refused."""
 
-    def rows(
-        self,
-        pool: npt.NDArray[np.uint8],
-        scale: float,
-        ids: npt.NDArray[np.int64],
-        out: npt.NDArray[np.float32],
-        num_embeddings: int,
-        refuse_unknown: bool,
-        zero_unknown: bool,
-        padding_id: int,
-        num_threads: int,
+    def rows(self, ids: I64, out: npt.NDArray[Any], num_threads: int) -> int:
+        """Write rows into ``out`` (B, D), float32 or float16: -1, or the position of the first id that is refused."""
+
+    def bag(
+        self, ids: I64, bounds: I64, weights: F32 | None, mode: int, out: npt.NDArray[Any], num_threads: int
     ) -> int:
-        """Write whole rows; -1, or the position of the first refused id. ``padding_id`` is -1 where there is none."""
-
-    def rows_half(
-        self,
-        pool: npt.NDArray[np.uint8],
-        scale: float,
-        ids: npt.NDArray[np.int64],
-        out: npt.NDArray[np.uint16],
-        num_embeddings: int,
-        refuse_unknown: bool,
-        zero_unknown: bool,
-        padding_id: int,
-        num_threads: int,
-    ) -> int:
-        """As rows, in float16, whose bits ``out`` holds."""
-
-    def addresses(
-        self,
-        ids: npt.NDArray[np.int64],
-        start: npt.NDArray[np.int64],
-        rotation: npt.NDArray[np.int64],
-        negative: npt.NDArray[np.bool_],
-    ) -> None:
-        """Write the addresses of ids (B,) into three arrays (B, C, U)."""
+        """Write one row for each bag into ``out`` (bags, D), mode 0 sum, 1 mean, 2 max; returns as :meth:`rows`."""

@@ -1,30 +1,29 @@
-"""The numpy kernel with its dearest part compiled: hashing, fetching and summing what a row shares.
-
-A table that has nothing else is answered in one call of the extension, the others in the numpy kernel's blocks.
-"""
+"""The compiled kernel: hands a table's arrays to the extension, which does the rest. Tables of codes are numpy's."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from hfh_embed.hashing import Addresses
-from hfh_embed.kernels._native import SIMD, SharedPart
-from hfh_embed.kernels.numpy_backend import NumpyKernel
-from hfh_embed.layout import TableData
-from hfh_embed.spec import Locality, PoolSpec, Reconstruction, SharedSpec, Unknown
+from hfh_embed.kernels import Mode, _native
+from hfh_embed.kernels._native import SIMD, Table
+from hfh_embed.kernels.numpy_backend import map_matrix
+from hfh_embed.layout import Array, TableData
+from hfh_embed.spec import Locality, PoolSpec, PrivateRole, Reconstruction, SharedSpec, Unknown
 
-__all__ = ["SIMD", "NativeKernel", "addresses"]
+__all__ = ["SIMD", "NativeKernel", "addresses", "shared_facts"]
 
 LOCALITIES = tuple(Locality)
+MODES = get_args(Mode)
 Ids = npt.NDArray[np.int64]
-F32 = npt.NDArray[np.float32]
 
 
-def _part(shared: SharedSpec, pool: PoolSpec) -> SharedPart:
-    return SharedPart(
+def shared_facts(shared: SharedSpec, pool: PoolSpec) -> tuple[int, int, int, int, int, int, int, int, bool]:
+    """What the extension wants to know of a shared part, in its order."""
+    return (
         shared.key,
         pool.slots,
         pool.bits,
@@ -41,43 +40,72 @@ def addresses(shared: SharedSpec, pool: PoolSpec, ids: Ids) -> Addresses:
     """As :func:`hfh_embed.hashing.addresses`, bit for bit."""
     shape = (len(ids), shared.num_chunks, shared.num_hashes)
     where = Addresses(np.empty(shape, np.int64), np.empty(shape, np.int64), np.empty(shape, np.bool_))
-    _part(shared, pool).addresses(np.ascontiguousarray(ids), *where)
+    _native.addresses(*shared_facts(shared, pool), np.ascontiguousarray(ids), *where)
     return where
 
 
-class NativeKernel(NumpyKernel):
-    """See :class:`hfh_embed.kernels.Kernel`."""
+class NativeKernel:
+    """See :class:`hfh_embed.kernels.Kernel`. Reads nothing but a few scales before the first lookup."""
 
     def __init__(self, data: TableData) -> None:
-        super().__init__(data)
-        table = data.table
-        self._part: SharedPart | None = None
-        self._alone = False
-        if table.shared is not None and data.pool is not None and data.pool.reconstruction is Reconstruction.SUM:
-            self._part = _part(table.shared, data.pool)
-            self._pool_bytes = data.arrays["pool.values"].view(np.uint8)
-            self._scale = float(data.arrays["shared.scale"][0])
-            others = (table.private, table.coded, table.exact, table.map, table.residual)
-            self._alone = all(part is None for part in others) and table.shared.dim == table.latent_dim
-        padding = -1 if table.padding_id is None else table.padding_id
-        self._policy = (
-            table.num_embeddings,
-            table.unknown is Unknown.ERROR,
-            table.unknown is Unknown.ZERO,
-            padding,
+        self._table = _native_table(data)
+        self.lookup = self._table.lookup
+        self.rows = self._table.rows
+
+    def bag(
+        self,
+        ids: Ids,
+        bounds: Ids,
+        weights: npt.NDArray[np.float32] | None,
+        mode: Mode,
+        out: npt.NDArray[Any],
+        num_threads: int = 1,
+    ) -> int:
+        return self._table.bag(ids, bounds, weights, MODES.index(mode), out, num_threads)
+
+
+def _native_table(data: TableData) -> Table:
+    table, arrays = data.table, data.arrays
+    native = Table(
+        table.num_embeddings,
+        table.embedding_dim,
+        table.latent_dim,
+        -1 if table.padding_id is None else table.padding_id,
+        table.unknown is Unknown.ERROR,
+        table.unknown is Unknown.ZERO,
+    )
+    if table.shared is not None and (pool := data.pool) is not None:
+        scale = float(arrays["shared.scale"][0])
+        native.set_shared(*shared_facts(table.shared, pool), _bytes(arrays["pool.values"]), scale)
+        if pool.reconstruction is Reconstruction.BILINEAR:
+            native.set_bilinear(arrays["pool.linear"], arrays["pool.quadratic"])
+        elif pool.reconstruction is Reconstruction.MLP:
+            native.set_mlp(*(arrays[f"pool.{name}"] for name in ("w1", "b1", "w2", "b2")))
+    if (private := table.private) is not None:
+        scales = arrays.get("private.scale")
+        native.set_private(
+            _bytes(arrays["private.values"]),
+            private.bits,
+            private.dim,
+            1.0 if scales is None or private.row_scale else float(scales[0]),
+            scales.view(np.uint16) if scales is not None and private.row_scale else None,
+            private.role is PrivateRole.WEIGH,
         )
+    if table.exact is not None:
+        scales = arrays.get("exact.scale")
+        native.set_exact(
+            arrays["exact.ids"],
+            _bytes(arrays["exact.values"]),
+            table.exact.bits,
+            None if scales is None else scales.view(np.uint16),
+        )
+    if (matrix := map_matrix(data)) is not None:
+        native.set_map(matrix, arrays.get("map.bias"))
+    if table.residual is not None:
+        native.set_residual(*(arrays[f"residual.{name}"] for name in ("w1", "b1", "w2", "b2")))
+    return native
 
-    def rows(self, ids: Ids, out: npt.NDArray[Any], num_threads: int = 1) -> int:
-        if self._part is None or not self._alone:
-            return super().rows(ids, out, num_threads)
-        if out.dtype == np.float32:
-            return self._part.rows(self._pool_bytes, self._scale, ids, out, *self._policy, num_threads)
-        return self._part.rows_half(self._pool_bytes, self._scale, ids, out.view(np.uint16), *self._policy, num_threads)
 
-    def _shared(self, ids: Ids, weights: F32 | None) -> F32:
-        shared = self._data.table.shared
-        if self._part is None or weights is not None or shared is None:
-            return super()._shared(ids, weights)
-        out = np.empty((len(ids), shared.dim), dtype=np.float32)
-        self._part.sums(self._pool_bytes, self._scale, np.ascontiguousarray(ids), out)
-        return out
+def _bytes(array: Array) -> npt.NDArray[np.uint8]:
+    """A stored array as flat bytes, without a copy."""
+    return array.reshape(-1).view(np.uint8)

@@ -12,9 +12,9 @@ from hfh_embed.hashing import addresses
 from hfh_embed.kernels import Mode
 from hfh_embed.layout import Array, TableData
 from hfh_embed.packing import levels_from_codes, unpack
-from hfh_embed.spec import MapSpec, PrivateRole, Reconstruction, Unknown
+from hfh_embed.spec import PrivateRole, Reconstruction, Unknown
 
-__all__ = ["NumpyKernel"]
+__all__ = ["NumpyKernel", "map_matrix"]
 
 BLOCK_ENTRIES = 2**20
 """Entries of the largest temporary array of a block; some eight bytes each, a few at a time."""
@@ -34,6 +34,9 @@ class NumpyKernel:
             entries = table.shared.num_chunks * table.shared.chunk_size
             widest = max(widest, entries * max(table.shared.num_hashes, data.pool.hidden))
         self._block = max(1, BLOCK_ENTRIES // widest)
+
+    def lookup(self, ids: Any, dtype: Any, num_threads: int = 1) -> npt.NDArray[Any] | None:
+        return None
 
     def rows(self, ids: Ids, out: npt.NDArray[Any], num_threads: int = 1) -> int:
         refused = self._refused(ids)
@@ -90,7 +93,7 @@ class NumpyKernel:
         data, table = self._data, self._data.table
         known = ids < table.num_embeddings
         e = self._latent(ids, known)
-        if table.map is not None:
+        if table.map is not None and self._map is not None:
             e = e @ self._map
             if table.map.bias:
                 e += data.arrays["map.bias"]
@@ -190,12 +193,8 @@ class NumpyKernel:
         return books
 
     @functools.cached_property
-    def _map(self) -> F32:
-        """The linear map as (R, D) float32, made at the first lookup."""
-        table, arrays = self._data.table, self._data.arrays
-        assert isinstance(table.map, MapSpec)
-        values = _values(arrays["map.values"], table.map.bits, table.embedding_dim)
-        return values * arrays["map.scale"][:, None] if table.map.bits <= 8 else values
+    def _map(self) -> F32 | None:
+        return map_matrix(self._data)
 
     def _exact(self, ids: Ids) -> tuple[Ids, npt.NDArray[np.bool_]]:
         """Places of the exact rows among the ids, and which ids have one."""
@@ -203,6 +202,15 @@ class NumpyKernel:
         places = np.minimum(np.searchsorted(own, ids), len(own) - 1)
         hit = own[places] == ids
         return places[hit], hit
+
+
+def map_matrix(data: TableData) -> F32 | None:
+    """The linear map as (R, D) float32, None for a table without one."""
+    table, arrays = data.table, data.arrays
+    if table.map is None:
+        return None
+    values = _values(arrays["map.values"], table.map.bits, table.embedding_dim)
+    return np.ascontiguousarray(values * arrays["map.scale"][:, None] if table.map.bits <= 8 else values)
 
 
 def _values(stored: Array, bits: int, count: int) -> F32:

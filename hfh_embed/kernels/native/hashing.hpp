@@ -1,9 +1,10 @@
 // The hash functions of hashing.py, bit for bit: SplitMix64 streams (Steele, Lea and Flood, OOPSLA 2014).
 #pragma once
 
-#include <cstdint>
+#include "vector.hpp"
 
 namespace hfh {
+namespace HFH_ISA {
 
 constexpr uint64_t kGolden = 0x9E3779B97F4A7C15ULL;
 
@@ -20,4 +21,5 @@ inline uint64_t draw(uint64_t state, uint64_t n) { return mix64(state + (n + 1) 
 // An integer in [0, m), m <= 2**32.
 inline uint64_t below(uint64_t draw, uint64_t m) { return ((draw >> 32) * m) >> 32; }
 
+}  // namespace HFH_ISA
 }  // namespace hfh

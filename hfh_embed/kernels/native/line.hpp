@@ -1,41 +1,33 @@
 // Rows of a 1-bit pool in rotated words: one 64-byte line a chunk, the form that a ratio picks by default.
 //
-// Version 1, fetch.hpp's general loop: bit by bit, about 1.5 us for a row of 64.
-// Version 2, here: a word is rotated and negated whole, the words are summed as bit planes (carry-save adders, 64 entries
-// at a time), and the planes are widened to floats with AVX-512 masks or AVX2 compares. Lines are hashed and prefetched
-// some rows ahead in a ring, so that the memory's latency is hidden. benchmarks/lookup.py has what it gained.
+// Version 1, the general loop bit by bit: about 1.5 us for a row of 64.
+// Version 2: a word is rotated and negated whole, the words are summed as bit planes (carry-save adders), the planes are
+// widened to floats; lines are hashed and prefetched 24 rows ahead in a ring: 25 ns, of which the hash took a third.
+// Version 3, here: eight rows at a time. Their hashes are vectors, a line is one register whose words rotate together, a
+// transposition makes the carry-save adders work on eight rows at once, and the nine possible values of an entry lie in one
+// register that the counts permute, which is also the float16 form: 7 to 9 ns. AVX2 and portable code widen row by row.
 #pragma once
 
-#include <cstdint>
-#include <cstring>
-
-#include "fetch.hpp"
-
-// The portable form is also the fallback where a compiler is not asked for more.
-#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
-#define HFH_X86 1
-#include <immintrin.h>
-#endif
+#include "half.hpp"
+#include "hashing.hpp"
+#include "kernels.hpp"
 
 namespace hfh {
+namespace HFH_ISA {
 
-enum class Simd : int { kPortable = 0, kAvx2 = 1, kAvx512 = 2 };
+constexpr int kGroup = 8;  // units, of one line each, that are hashed and summed together
 
-inline Simd best_simd() {
-#ifdef HFH_X86
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw")) return Simd::kAvx512;
-  if (__builtin_cpu_supports("avx2")) return Simd::kAvx2;
-#endif
-  return Simd::kPortable;
-}
+// What an entry is worth when c of the U words have its bit set: (2c - U) * scale. Sums begin at zero, so -0 becomes +0.
+struct Palette {
+  alignas(64) float wide[16];
+  alignas(64) uint16_t half[32];
+  float scale;
+  int hashes;
 
-inline uint64_t rotate_right(uint64_t x, unsigned by) { return (x >> by) | (x << ((64 - by) & 63)); }
-
-// 2c - kHashes for every entry, where c counts in how many of kHashes words its bit is set: as four planes of c.
-template <int kHashes>
-struct Planes {
-  static constexpr int kCount = kHashes == 8 ? 4 : 3;
-  uint64_t plane[4];
+  Palette(int64_t num_hashes, float by) : scale(by), hashes(static_cast<int>(num_hashes)) {
+    for (int c = 0; c < 16; ++c) wide[c] = static_cast<float>(2 * c - hashes) * by + 0.0f;
+    for (int c = 0; c < 32; ++c) half[c] = float_to_half(wide[c & 15]);
+  }
 };
 
 inline void add3(uint64_t a, uint64_t b, uint64_t c, uint64_t& sum, uint64_t& carry) {
@@ -44,14 +36,15 @@ inline void add3(uint64_t a, uint64_t b, uint64_t c, uint64_t& sum, uint64_t& ca
   carry = (a & b) | (x & c);
 }
 
-inline Planes<4> count_planes(const uint64_t (&v)[4]) {
+// The bits of each entry's count, lowest plane first.
+inline void count_planes4(const uint64_t* v, uint64_t* plane) {
   uint64_t sum, carry;
   add3(v[0], v[1], v[2], sum, carry);
   const uint64_t carry2 = sum & v[3];
-  return {{sum ^ v[3], carry ^ carry2, carry & carry2, 0}};
+  plane[0] = sum ^ v[3], plane[1] = carry ^ carry2, plane[2] = carry & carry2, plane[3] = 0;
 }
 
-inline Planes<8> count_planes(const uint64_t (&v)[8]) {
+inline void count_planes8(const uint64_t* v, uint64_t* plane) {
   uint64_t s1, k1, s2, k2, s3, k3, t, m1;
   add3(v[0], v[1], v[2], s1, k1);
   add3(v[3], v[4], v[5], s2, k2);
@@ -59,169 +52,266 @@ inline Planes<8> count_planes(const uint64_t (&v)[8]) {
   const uint64_t k4 = s3 & v[7];
   add3(k1, k2, k3, t, m1);
   const uint64_t m2 = t & k4;
-  return {{s3 ^ v[7], t ^ k4, m1 ^ m2, m1 & m2}};
+  plane[0] = s3 ^ v[7], plane[1] = t ^ k4, plane[2] = m1 ^ m2, plane[3] = m1 & m2;
 }
 
-// Write ``used`` <= 64 entries of one row: level * scale, rounded once as everywhere.
-template <int kHashes>
-inline void widen_portable(const Planes<kHashes>& c, int64_t used, float scale, float* out) {
-  for (int64_t j = 0; j < used; ++j) {
-    int count = 0;
-    for (int p = 0; p < Planes<kHashes>::kCount; ++p) count |= static_cast<int>((c.plane[p] >> j) & 1) << p;
-    out[j] = static_cast<float>(2 * count - kHashes) * scale + 0.0f;
-  }
-}
-
-#ifdef HFH_X86
-template <int kHashes>
-__attribute__((target("avx2"))) inline void widen_avx2(const Planes<kHashes>& c, int64_t used, float scale, float* out) {
-  if (used < 64) return widen_portable<kHashes>(c, used, scale, out);
-  const __m256i bit = _mm256_set1_epi64x(static_cast<int64_t>(0x8040201008040201ULL));
-  const __m256i spread = _mm256_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3,
-                                          3, 3, 3);
-  const __m256 scales = _mm256_set1_ps(scale);
-  for (int half = 0; half < 2; ++half) {
-    __m256i minus = _mm256_setzero_si256();  // -count, byte by byte: compares give -1 where a bit is set
-    for (int p = Planes<kHashes>::kCount - 1; p >= 0; --p) {
-      const __m256i bytes = _mm256_shuffle_epi8(_mm256_set1_epi32(static_cast<int>(c.plane[p] >> (32 * half))), spread);
-      const __m256i set = _mm256_cmpeq_epi8(_mm256_and_si256(bytes, bit), bit);
-      minus = _mm256_add_epi8(_mm256_add_epi8(minus, minus), set);
-    }
-    const __m256i level = _mm256_sub_epi8(_mm256_set1_epi8(-kHashes), _mm256_add_epi8(minus, minus));
-    const __m128i low = _mm256_castsi256_si128(level), high = _mm256_extracti128_si256(level, 1);
-    float* row = out + 32 * half;
-    const auto write = [&](float* to, __m128i eight) __attribute__((target("avx2"))) {
-      const __m256 row8 = _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(eight)), scales);
-      _mm256_storeu_ps(to, _mm256_add_ps(row8, _mm256_setzero_ps()));
-    };
-    write(row, low);
-    write(row + 8, _mm_srli_si128(low, 8));
-    write(row + 16, high);
-    write(row + 24, _mm_srli_si128(high, 8));
-  }
-}
-
-template <int kHashes>
-__attribute__((target("avx512f,avx512bw"))) inline void widen_avx512(const Planes<kHashes>& c, int64_t used, float scale,
-                                                                     float* out) {
-  const __m512 scales = _mm512_set1_ps(scale);
-  for (int64_t first = 0; first < used; first += 16) {
-    __m512i level = _mm512_set1_epi32(-kHashes);
-    for (int p = 0; p < Planes<kHashes>::kCount; ++p) {
-      const __mmask16 set = static_cast<__mmask16>(c.plane[p] >> first);
-      level = _mm512_mask_add_epi32(level, set, level, _mm512_set1_epi32(2 << p));
-    }
-    const __m512 row = _mm512_add_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(level), scales), _mm512_setzero_ps());
-    if (used - first >= 16) {
-      _mm512_storeu_ps(out + first, row);
-    } else {
-      _mm512_mask_storeu_ps(out + first, static_cast<__mmask16>((1u << (used - first)) - 1), row);
-    }
-  }
-}
-#endif
-
-// The rotated, negated words of one line, for the 64 entries that begin at entry 64 * part.
-template <int kHashes>
-inline void turn_words(const uint8_t* line, uint64_t fields, uint64_t sign_mask, int part, uint64_t (&v)[kHashes]) {
-  constexpr int kWords64 = 8 / kHashes;  // 64-bit pieces of a word: 1 or 2
-  for (int u = 0; u < kHashes; ++u) {
-    const unsigned field = static_cast<unsigned>(fields >> (8 * u)) & 0xFF;
+// The words of one line, rotated and negated, as the planes of its 64 entries (U = 8), or of two times 64 (U = 4).
+inline void planes_of(const uint8_t* line, uint64_t fields, uint64_t sign_mask, int64_t hashes, uint64_t (&plane)[2][4]) {
+  uint64_t word[8], v[8];
+  std::memcpy(word, line, 64);
+  for (int u = 0; u < hashes; ++u) {
+    const unsigned field = static_cast<unsigned>(fields >> (8 * u)) & 0xFF, by = field & 63;
     const uint64_t negate = 0 - static_cast<uint64_t>((field & sign_mask) >> 7);
-    uint64_t turned;
-    if (kWords64 == 1) {
-      uint64_t word;
-      std::memcpy(&word, line + 8 * u, 8);
-      turned = rotate_right(word, field & 63);
-    } else {  // a rotation of 128 slots: the piece begins at bit 64 * part + rotation
-      uint64_t word[2];
-      std::memcpy(word, line + 16 * u, 16);
-      const unsigned rotation = field & 127, by = rotation & 63, piece = (part + (rotation >> 6)) & 1;
-      turned = by ? (word[piece] >> by) | (word[piece ^ 1] << (64 - by)) : word[piece];
+    if (hashes == 8) {
+      v[u] = ((word[u] >> by) | (word[u] << ((64 - by) & 63))) ^ negate;
+    } else {  // a rotation of 128 slots: entry 0 is bit `rotation` of the two pieces
+      const uint64_t low = word[2 * u + (field >> 6 & 1)], high = word[2 * u + (~field >> 6 & 1)];
+      v[u] = (by ? (low >> by) | (high << (64 - by)) : low) ^ negate;
+      v[4 + u] = (by ? (high >> by) | (low << (64 - by)) : high) ^ negate;
     }
-    v[u] = turned ^ negate;
+  }
+  if (hashes == 8) {
+    count_planes8(v, plane[0]);
+  } else {
+    count_planes4(v, plane[0]);
+    count_planes4(v + 4, plane[1]);
   }
 }
 
-// What line_rows takes: a 1-bit pool, words of 512 / kHashes slots, kHashes of 4 or 8.
-inline bool is_line_form(const Shared& shared, int bits) {
-  return bits == 1 && shared.locality == Locality::kWords && (shared.num_hashes == 4 || shared.num_hashes == 8) &&
-         shared.num_hashes * shared.chunk_size == kLineBits;
+inline int count_of(const uint64_t* plane, int64_t stride, int j) {
+  int count = 0;
+  for (int p = 0; p < 4; ++p) count |= static_cast<int>((plane[p * stride] >> j) & 1) << p;
+  return count;
 }
 
-// Always inlined, so that it is compiled for the instructions of the function that calls it.
-template <int kHashes, class Widen>
-__attribute__((always_inline)) inline void line_rows_with(const uint8_t* pool, const Shared& shared, float scale, const int64_t* ids, int64_t count, float* out,
-                           const Widen widen) {
-  constexpr int64_t kAhead = 24, kRing = 32;
-  struct Place {
-    const uint8_t* line;
-    uint64_t fields;
-  } ring[kRing];
-  const int64_t chunks = shared.num_chunks(), total = count * chunks, size = shared.chunk_size;
-  const uint64_t lines = static_cast<uint64_t>(shared.slots / kLineBits), sign_mask = shared.signs ? 0x80 : 0;
-  int64_t next_id = 0, next_chunk = 0;
-  const auto look_ahead = [&](int64_t n) {
-    const uint64_t state = id_state(shared.key, ids[next_id]);
-    Place& place = ring[n % kRing];
-    place.line = pool + 64 * below(draw(state, 2 * next_chunk), lines);
-    place.fields = draw(state, 2 * next_chunk + 1);
-    __builtin_prefetch(place.line);
-    if (++next_chunk == chunks) next_chunk = 0, ++next_id;
-  };
-  for (int64_t n = 0; n < std::min(kAhead, total); ++n) look_ahead(n);
-  int64_t n = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    for (int64_t c = 0; c < chunks; ++c, ++n) {
-      if (n + kAhead < total) look_ahead(n + kAhead);
-      const Place place = ring[n % kRing];
-      const int64_t used = std::min(size, shared.dim - c * size);
-      float* row = out + i * shared.dim + c * size;
-      for (int part = 0; 64 * part < used; ++part) {
-        uint64_t v[kHashes];
-        turn_words<kHashes>(place.line, place.fields, sign_mask, part, v);
-        widen(count_planes(v), std::min<int64_t>(64, used - 64 * part), scale, row + 64 * part);
+// Write ``used`` <= 64 entries whose counts lie in planes ``stride`` words apart.
+inline void widen(const uint64_t* plane, int64_t stride, int64_t used, const Palette& palette, float* out) {
+#if defined(__AVX512BW__)
+  const __mmask64 planes[4] = {plane[0], plane[stride], plane[2 * stride], plane[3 * stride]};
+  __m512i count = _mm512_maskz_mov_epi8(planes[0], _mm512_set1_epi8(1));
+  for (int p = 1; p < 4; ++p) count = _mm512_mask_add_epi8(count, planes[p], count, _mm512_set1_epi8(1 << p));
+  // Entry 16s + k goes to byte 4k + s: then byte s of every double word holds the counts of one vector of 16 entries.
+  const __m512i across = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  const __m512i within = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+  count = _mm512_shuffle_epi8(_mm512_permutexvar_epi32(across, count), within);
+  const __m512 values = _mm512_load_ps(palette.wide);
+  for (int s = 0; s < 4 && 16 * s < used; ++s) {
+    const __m512 row = _mm512_permutexvar_ps(count, values);  // looks at the lowest four bits
+    const int64_t left = used - 16 * s;
+    if (left >= 16) {
+      _mm512_storeu_ps(out + 16 * s, row);
+    } else {
+      _mm512_mask_storeu_ps(out + 16 * s, static_cast<__mmask16>((1u << left) - 1), row);
+    }
+    count = _mm512_srli_epi32(count, 8);
+  }
+#else
+  int64_t j = 0;
+#if defined(__AVX2__)
+  const __m256i bit = _mm256_set1_epi64x(static_cast<int64_t>(0x8040201008040201ULL));
+  const __m256i bytes =
+      _mm256_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3);
+  const __m256 scales = _mm256_set1_ps(palette.scale);
+  for (; j + 32 <= used; j += 32) {
+    __m256i minus = _mm256_setzero_si256();  // -count, byte by byte: compares give -1 where a bit is set
+    for (int p = 3; p >= 0; --p) {
+      const __m256i spread_bits = _mm256_shuffle_epi8(_mm256_set1_epi32(static_cast<int>(plane[p * stride] >> j)), bytes);
+      minus = _mm256_add_epi8(_mm256_add_epi8(minus, minus), _mm256_cmpeq_epi8(_mm256_and_si256(spread_bits, bit), bit));
+    }
+    const __m256i level =
+        _mm256_sub_epi8(_mm256_set1_epi8(static_cast<char>(-palette.hashes)), _mm256_add_epi8(minus, minus));
+    const __m128i half[2] = {_mm256_castsi256_si128(level), _mm256_extracti128_si256(level, 1)};
+    for (int e = 0; e < 4; ++e) {
+      const __m128i eight = e & 1 ? _mm_srli_si128(half[e >> 1], 8) : half[e >> 1];
+      const __m256 row = _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(eight)), scales);
+      _mm256_storeu_ps(out + j + 8 * e, _mm256_add_ps(row, _mm256_setzero_ps()));
+    }
+  }
+#endif
+  for (; j < used; ++j) out[j] = palette.wide[count_of(plane, stride, static_cast<int>(j))];
+#endif
+}
+
+inline void widen(const uint64_t* plane, int64_t stride, int64_t used, const Palette& palette, uint16_t* out) {
+#if defined(__AVX512BW__)
+  const __mmask64 planes[4] = {plane[0], plane[stride], plane[2 * stride], plane[3 * stride]};
+  __m512i count = _mm512_maskz_mov_epi8(planes[0], _mm512_set1_epi8(1));
+  for (int p = 1; p < 4; ++p) count = _mm512_mask_add_epi8(count, planes[p], count, _mm512_set1_epi8(1 << p));
+  const __m512i values = _mm512_load_si512(palette.half);
+  const __mmask64 written = ~0ULL >> (64 - used);
+  const __m512i low = _mm512_cvtepu8_epi16(_mm512_castsi512_si256(count));
+  const __m512i high = _mm512_cvtepu8_epi16(_mm512_extracti64x4_epi64(count, 1));
+  _mm512_mask_storeu_epi16(out, static_cast<__mmask32>(written), _mm512_permutexvar_epi16(low, values));
+  _mm512_mask_storeu_epi16(out + 32, static_cast<__mmask32>(written >> 32), _mm512_permutexvar_epi16(high, values));
+#elif defined(__F16C__)
+  float wide[64];
+  widen(plane, stride, used, palette, wide);
+  to_half(wide, used, out);
+#else
+  for (int64_t j = 0; j < used; ++j) out[j] = palette.half[count_of(plane, stride, static_cast<int>(j))];
+#endif
+}
+
+// The shared rows of many ids in order, hashed and prefetched ahead of being written.
+class LineStream {
+ public:
+  LineStream(const Shared& shared, const uint8_t* pool, float scale, const int64_t* ids, int64_t count)
+      : shared_(shared), pool_(pool), ids_(ids), palette_(shared.num_hashes, scale), chunks_(shared.num_chunks()),
+        total_(count * chunks_), lines_(static_cast<uint64_t>(shared.slots / kLineBits)), sign_mask_(shared.signs ? 0x80 : 0) {
+    for (int g = 0; g < kAhead; ++g) look_ahead();
+  }
+
+  // Write the next rows, ``stride`` apart. All takes but the last take a multiple of kGroup rows.
+  template <class Out>
+  void take(int64_t rows, Out* out, int64_t stride) {
+    const int64_t size = shared_.chunk_size, parts = size / 64;
+    int64_t chunk = 0;
+    for (int64_t left = rows * chunks_; left > 0; left -= kGroup) {
+      look_ahead();
+      const Group& group = ring_[taken_++ % kRing];
+      alignas(64) uint64_t planes[2][4][kGroup];
+      sum(group, planes);
+      const int64_t valid = least(kGroup, left);
+      for (int64_t r = 0; r < valid; ++r) {
+        const int64_t used = least(size, shared_.dim - chunk * size);
+        for (int64_t part = 0; part < parts && 64 * part < used; ++part) {
+          widen(&planes[part][0][r], kGroup, least(64, used - 64 * part), palette_, out + chunk * size + 64 * part);
+        }
+        if (++chunk == chunks_) chunk = 0, out += stride;
       }
     }
   }
-}
 
-template <int kHashes>
-void line_rows_portable(const uint8_t* pool, const Shared& shared, float scale, const int64_t* ids, int64_t count, float* out) {
-  line_rows_with<kHashes>(pool, shared, scale, ids, count, out, [](const Planes<kHashes>& c, int64_t used, float s, float* to) {
-    widen_portable<kHashes>(c, used, s, to);
-  });
-}
+ private:
+  static constexpr int kAhead = 3, kRing = 4;
+  struct Group {
+    const uint8_t* line[kGroup];
+    uint64_t fields[kGroup];
+  };
 
-#ifdef HFH_X86
-template <int kHashes>
-__attribute__((target("avx2"))) void line_rows_avx2(const uint8_t* pool, const Shared& shared, float scale, const int64_t* ids,
-                                                    int64_t count, float* out) {
-  line_rows_with<kHashes>(pool, shared, scale, ids, count, out,
-                          [](const Planes<kHashes>& c, int64_t used, float s, float* to) __attribute__((target("avx2"))) {
-                            widen_avx2<kHashes>(c, used, s, to);
-                          });
-}
+  // Hash the next group, and ask the memory for its lines. Behind the last unit the last one is repeated.
+  void look_ahead() {
+    if (next_ >= total_) return;
+    Group& group = ring_[hashed_++ % kRing];
+    uint64_t id[kGroup], first[kGroup];
+    for (int j = 0; j < kGroup; ++j) {
+      id[j] = static_cast<uint64_t>(ids_[next_id_]);
+      first[j] = 2 * static_cast<uint64_t>(next_chunk_);
+      if (next_ + 1 < total_) {
+        ++next_;
+        if (++next_chunk_ == chunks_) next_chunk_ = 0, ++next_id_;
+      } else if (j == kGroup - 1) {
+        ++next_;
+      }
+    }
+    uint64_t line[kGroup];
+    for (int j = 0; j < kGroup; ++j) {
+      const uint64_t state = mix64(id[j] + shared_.key);
+      line[j] = ((draw(state, first[j]) >> 32) * lines_ >> 32) * 64;
+      group.fields[j] = draw(state, first[j] + 1);
+    }
+    for (int j = 0; j < kGroup; ++j) {
+      group.line[j] = pool_ + line[j];
+      prefetch(group.line[j]);
+    }
+  }
 
-template <int kHashes>
-__attribute__((target("avx512f,avx512bw"))) void line_rows_avx512(const uint8_t* pool, const Shared& shared, float scale,
-                                                                  const int64_t* ids, int64_t count, float* out) {
-  line_rows_with<kHashes>(
-      pool, shared, scale, ids, count, out,
-      [](const Planes<kHashes>& c, int64_t used, float s, float* to) __attribute__((target("avx512f,avx512bw"))) {
-        widen_avx512<kHashes>(c, used, s, to);
-      });
-}
+  // The planes of a group: planes[part][p][r] is plane p of unit r.
+  void sum(const Group& group, uint64_t (&planes)[2][4][kGroup]) const {
+#if defined(__AVX512BW__)
+    const bool eight = shared_.num_hashes == 8;
+    __m512i v[8];
+    for (int r = 0; r < kGroup; ++r) {
+      const __m512i line = _mm512_loadu_si512(group.line[r]);
+      if (eight) {
+        const __m512i field = _mm512_cvtepu8_epi64(_mm_cvtsi64_si128(static_cast<int64_t>(group.fields[r])));
+        const __mmask8 negate = _mm512_test_epi64_mask(field, _mm512_set1_epi64(static_cast<int64_t>(sign_mask_)));
+        v[r] = _mm512_rorv_epi64(line, field);  // looks at the lowest six bits
+        v[r] = _mm512_mask_xor_epi64(v[r], negate, v[r], _mm512_set1_epi64(-1));
+      } else {
+        const __m128i four = _mm_cvtsi32_si128(static_cast<int>(group.fields[r]));
+        const __m512i field = _mm512_cvtepu8_epi64(_mm_unpacklo_epi8(four, four));  // a field for each half of a word
+        const __mmask8 negate = _mm512_test_epi64_mask(field, _mm512_set1_epi64(static_cast<int64_t>(sign_mask_)));
+        const __mmask8 turned = _mm512_test_epi64_mask(field, _mm512_set1_epi64(64));
+        const __m512i swapped = _mm512_shuffle_epi32(line, _MM_PERM_BADC);
+        const __m512i low = _mm512_mask_mov_epi64(line, turned, swapped), high = _mm512_mask_mov_epi64(swapped, turned, line);
+        const __m512i by = _mm512_and_si512(field, _mm512_set1_epi64(63));
+        const __m512i rest = _mm512_sub_epi64(_mm512_set1_epi64(64), by);  // a shift by 64 gives zero
+        v[r] = _mm512_or_si512(_mm512_srlv_epi64(low, by), _mm512_sllv_epi64(high, rest));
+        v[r] = _mm512_mask_xor_epi64(v[r], negate, v[r], _mm512_set1_epi64(-1));
+      }
+    }
+    transpose(v);
+    if (eight) {
+      planes8(v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7], planes[0]);
+    } else {
+      planes4(v[0], v[2], v[4], v[6], planes[0]);
+      planes4(v[1], v[3], v[5], v[7], planes[1]);
+    }
+#else
+    for (int r = 0; r < kGroup; ++r) {
+      uint64_t plane[2][4] = {};
+      planes_of(group.line[r], group.fields[r], sign_mask_, shared_.num_hashes, plane);
+      for (int part = 0; part < 2; ++part) {
+        for (int p = 0; p < 4; ++p) planes[part][p][r] = plane[part][p];
+      }
+    }
+#endif
+  }
+
+#if defined(__AVX512BW__)
+  // Lane u of row r becomes lane r of row u.
+  static void transpose(__m512i (&v)[8]) {
+    __m512i a[8], b[8];
+    for (int k = 0; k < 4; ++k) {
+      a[2 * k] = _mm512_unpacklo_epi64(v[2 * k], v[2 * k + 1]);
+      a[2 * k + 1] = _mm512_unpackhi_epi64(v[2 * k], v[2 * k + 1]);
+    }
+    for (int k = 0; k < 2; ++k) {
+      for (int odd = 0; odd < 2; ++odd) {
+        b[4 * k + odd] = _mm512_shuffle_i64x2(a[4 * k + odd], a[4 * k + 2 + odd], 0x88);
+        b[4 * k + 2 + odd] = _mm512_shuffle_i64x2(a[4 * k + odd], a[4 * k + 2 + odd], 0xDD);
+      }
+    }
+    for (int k = 0; k < 4; ++k) {
+      v[k] = _mm512_shuffle_i64x2(b[k], b[4 + k], 0x88);
+      v[4 + k] = _mm512_shuffle_i64x2(b[k], b[4 + k], 0xDD);
+    }
+  }
+
+  static __m512i sum3(__m512i a, __m512i b, __m512i c) { return _mm512_ternarylogic_epi64(a, b, c, 0x96); }
+  static __m512i carry3(__m512i a, __m512i b, __m512i c) { return _mm512_ternarylogic_epi64(a, b, c, 0xE8); }
+
+  static void planes8(__m512i v0, __m512i v1, __m512i v2, __m512i v3, __m512i v4, __m512i v5, __m512i v6, __m512i v7,
+                      uint64_t (&plane)[4][kGroup]) {
+    const __m512i s1 = sum3(v0, v1, v2), k1 = carry3(v0, v1, v2), s2 = sum3(v3, v4, v5), k2 = carry3(v3, v4, v5);
+    const __m512i s3 = sum3(s1, s2, v6), k3 = carry3(s1, s2, v6), k4 = _mm512_and_si512(s3, v7);
+    const __m512i t = sum3(k1, k2, k3), m1 = carry3(k1, k2, k3), m2 = _mm512_and_si512(t, k4);
+    _mm512_store_si512(plane[0], _mm512_xor_si512(s3, v7));
+    _mm512_store_si512(plane[1], _mm512_xor_si512(t, k4));
+    _mm512_store_si512(plane[2], _mm512_xor_si512(m1, m2));
+    _mm512_store_si512(plane[3], _mm512_and_si512(m1, m2));
+  }
+
+  static void planes4(__m512i v0, __m512i v1, __m512i v2, __m512i v3, uint64_t (&plane)[4][kGroup]) {
+    const __m512i sum = sum3(v0, v1, v2), carry = carry3(v0, v1, v2), carry2 = _mm512_and_si512(sum, v3);
+    _mm512_store_si512(plane[0], _mm512_xor_si512(sum, v3));
+    _mm512_store_si512(plane[1], _mm512_xor_si512(carry, carry2));
+    _mm512_store_si512(plane[2], _mm512_and_si512(carry, carry2));
+    _mm512_store_si512(plane[3], _mm512_setzero_si512());
+  }
 #endif
 
-template <int kHashes>
-void line_rows(Simd simd, const uint8_t* pool, const Shared& shared, float scale, const int64_t* ids, int64_t count, float* out) {
-#ifdef HFH_X86
-  if (simd == Simd::kAvx512) return line_rows_avx512<kHashes>(pool, shared, scale, ids, count, out);
-  if (simd == Simd::kAvx2) return line_rows_avx2<kHashes>(pool, shared, scale, ids, count, out);
-#endif
-  (void)simd;
-  line_rows_portable<kHashes>(pool, shared, scale, ids, count, out);
-}
+  const Shared& shared_;
+  const uint8_t* pool_;
+  const int64_t* ids_;
+  const Palette palette_;
+  const int64_t chunks_, total_;
+  const uint64_t lines_, sign_mask_;
+  int64_t next_ = 0, next_id_ = 0, next_chunk_ = 0;  // the unit that is hashed next
+  int64_t hashed_ = 0, taken_ = 0;                   // groups
+  Group ring_[kRing];
+};
 
+}  // namespace HFH_ISA
 }  // namespace hfh

@@ -1,14 +1,19 @@
-// The Python side of the compiled kernels: checks what it is given, lets go of the interpreter lock, calls fetch.hpp.
+// The Python side of the compiled kernels: checks what it is given, owns what the kernels point at, lets go of the
+// interpreter lock. Calls are kept thin, because for a few ids the call is the cost: arrays go through numpy's own C API.
 
+#define NPY_NO_DEPRECATED_API NPY_1_7_API_VERSION
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <numpy/arrayobject.h>
 
 #include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <mutex>
 #include <string>
+#include <vector>
 
-#include "fetch.hpp"
-#include "half.hpp"
-#include "line.hpp"
+#include "kernels.hpp"
 #include "parallel.hpp"
 
 namespace nb = nanobind;
@@ -16,22 +21,30 @@ using namespace nb::literals;
 
 namespace {
 
-using Ids = nb::ndarray<const int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using Out = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-using Bytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using Half = uint16_t;  // a float16, seen as its bits
+template <class T, int kDims>
+using In = nb::ndarray<const T, nb::ndim<kDims>, nb::c_contig, nb::device::cpu>;
+using Ids = In<int64_t, 1>;
+using Stored = In<uint8_t, 1>;
+using Floats = In<float, 1>;
+using Matrix = In<float, 2>;
 template <class T>
 using Places = nb::ndarray<T, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
 
-// The instructions to use: the best there are, or fewer where HFH_SIMD says so.
-hfh::Simd simd() {
-  static const hfh::Simd chosen = [] {
+constexpr int64_t kKeepLockIds = 256;  // fewer ids are answered sooner than the lock is handed over
+
+// The kernels to use: the best that the processor has, or fewer where HFH_SIMD says so.
+const hfh::Kernels& kernels() {
+  static const hfh::Kernels& chosen = []() -> const hfh::Kernels& {
+#ifdef HFH_X86
     const char* wanted = std::getenv("HFH_SIMD");
     const std::string name = wanted ? wanted : "";
-    const hfh::Simd best = hfh::best_simd();
-    if (name == "portable") return hfh::Simd::kPortable;
-    if (name == "avx2" && best != hfh::Simd::kPortable) return hfh::Simd::kAvx2;
-    return best;
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    if (avx512 && name != "portable" && name != "avx2") return hfh::kAvx512;
+    if (avx2 && name != "portable") return hfh::kAvx2;
+#endif
+    return hfh::kPortable;
   }();
   return chosen;
 }
@@ -40,143 +53,315 @@ void require(bool condition, const char* what) {
   if (!condition) throw nb::value_error(what);
 }
 
-// The facts of one shared part and its pool, checked so that every address lies in the pool.
-class SharedPart {
+// Facts checked so that every address lies in the pool.
+hfh::Shared shared_of(uint64_t key, int64_t slots, int bits, int64_t dim, int64_t num_hashes, int64_t chunk_size, int locality,
+                      int64_t lines, bool signs) {
+  require(bits == 1 || bits == 2 || bits == 4 || bits == 8 || bits == 16 || bits == 32, "bits must be 1, 2, 4, 8, 16 or 32");
+  require(slots >= 1 && slots <= (int64_t{1} << 48), "slots are out of range");
+  require(dim >= 1 && num_hashes >= 1 && chunk_size >= 1 && lines >= 1, "sizes must be at least 1");
+  require(dim <= 65536 && num_hashes <= hfh::kMaxHashes && chunk_size <= 65536 && lines <= hfh::kMaxHashes,
+          "sizes are out of range");
+  require(locality >= 0 && locality <= 3, "locality is out of range");
+  const auto form = static_cast<hfh::Locality>(locality);
+  const int64_t line_slots = hfh::kLineBits / bits;
+  switch (form) {
+    case hfh::Locality::kFree:
+    case hfh::Locality::kAligned:
+      require(chunk_size <= slots, "a chunk is longer than the pool");
+      break;
+    case hfh::Locality::kLine:
+      require(chunk_size <= line_slots && slots >= line_slots, "a chunk is longer than a line, or the pool shorter");
+      break;
+    case hfh::Locality::kWords:
+      require((chunk_size & (chunk_size - 1)) == 0 && chunk_size <= 128, "words must have a power of two of slots, at most 128");
+      require(num_hashes * chunk_size <= slots, "a line is longer than the pool");
+      break;
+  }
+  return {key, slots, bits, dim, num_hashes, chunk_size, form, lines, signs};
+}
+
+void addresses(uint64_t key, int64_t slots, int bits, int64_t dim, int64_t num_hashes, int64_t chunk_size, int locality,
+               int64_t lines, bool signs, Ids ids, Places<int64_t> start, Places<int64_t> rotation, Places<bool> negative) {
+  const hfh::Shared shared = shared_of(key, slots, bits, dim, num_hashes, chunk_size, locality, lines, signs);
+  const size_t chunks = shared.num_chunks(), hashes = num_hashes;
+  const auto fits = [&](const auto& a) { return a.shape(0) == ids.size() && a.shape(1) == chunks && a.shape(2) == hashes; };
+  require(fits(start) && fits(rotation) && fits(negative), "addresses have the wrong shape");
+  std::vector<hfh::Address> where(chunks * hashes);
+  for (size_t i = 0; i < ids.size(); ++i) {
+    kernels().addresses(shared, ids.data()[i], where.data());
+    for (size_t k = 0; k < where.size(); ++k) {
+      start.data()[i * where.size() + k] = where[k].start;
+      rotation.data()[i * where.size() + k] = where[k].rotation;
+      negative.data()[i * where.size() + k] = where[k].negative;
+    }
+  }
+}
+
+// One table with everything that its rows are computed from; keeps the arrays alive.
+class Table {
  public:
-  SharedPart(uint64_t key, int64_t slots, int bits, int64_t dim, int64_t num_hashes, int64_t chunk_size, int locality,
-             int64_t lines, bool signs)
-      : shared_{key, slots, dim, num_hashes, chunk_size, static_cast<hfh::Locality>(locality), lines, signs}, bits_(bits) {
-    require(bits == 1 || bits == 2 || bits == 4 || bits == 8 || bits == 16 || bits == 32, "bits must be 1, 2, 4, 8, 16 or 32");
-    require(slots >= 1 && slots <= (int64_t{1} << 48), "slots are out of range");
-    require(dim >= 1 && num_hashes >= 1 && chunk_size >= 1 && lines >= 1, "sizes must be at least 1");
-    require(dim <= 65536 && num_hashes <= 64 && chunk_size <= 65536 && lines <= 64, "sizes are out of range");
-    require(locality >= 0 && locality <= 3, "locality is out of range");
-    const int64_t line_slots = hfh::kLineBits / bits, width = num_hashes * chunk_size;
-    switch (shared_.locality) {
-      case hfh::Locality::kFree:
-      case hfh::Locality::kAligned:
-        require(chunk_size <= slots, "a chunk is longer than the pool");
-        break;
-      case hfh::Locality::kLine:
-        require(chunk_size <= line_slots && slots >= line_slots, "a chunk is longer than a line, or the pool shorter");
-        break;
-      case hfh::Locality::kWords:
-        require((chunk_size & (chunk_size - 1)) == 0 && chunk_size <= 128, "words must have a power of two of slots, at most 128");
-        require(width <= slots, "a line is longer than the pool");
-        break;
-    }
+  Table(int64_t num_embeddings, int64_t embedding_dim, int64_t latent_dim, int64_t padding_id, bool refuse_unknown,
+        bool zero_unknown)
+      : table_{num_embeddings, embedding_dim, latent_dim, padding_id, refuse_unknown, zero_unknown} {
+    require(num_embeddings >= 1 && embedding_dim >= 1 && embedding_dim <= 65536 && latent_dim >= 1 && latent_dim <= 65536,
+            "sizes are out of range");
   }
 
-  void sums(Bytes pool, float scale, Ids ids, Out out) const {
-    check_pool(pool.size());
-    require(out.shape(0) == ids.size() && static_cast<int64_t>(out.shape(1)) == shared_.dim, "out has the wrong shape");
-    const int64_t count = ids.size();
-    const uint8_t* bytes = pool.data();
-    const int64_t* first = ids.data();
-    float* rows = out.data();
-    nb::gil_scoped_release release;
-    sums_of(bytes, scale, first, count, rows);
+  void set_shared(uint64_t key, int64_t slots, int bits, int64_t dim, int64_t num_hashes, int64_t chunk_size, int locality,
+                  int64_t lines, bool signs, Stored pool, float scale) {
+    table_.shared = shared_of(key, slots, bits, dim, num_hashes, chunk_size, locality, lines, signs);
+    require(dim <= table_.latent_dim, "the shared part is longer than the latent row");
+    require(static_cast<int64_t>(pool.size()) >= (slots * bits + 7) / 8, "the pool has fewer bytes than its slots need");
+    table_.has_shared = true;
+    table_.pool = {pool.data(), static_cast<int64_t>(pool.size())};
+    table_.scale = scale;
+    keep(pool);
   }
 
-  // Rows of a table that has nothing but its shared part: -1, or the position of the first id that is refused.
-  template <class T>
-  int64_t rows(Bytes pool, float scale, Ids ids, nb::ndarray<T, nb::ndim<2>, nb::c_contig, nb::device::cpu> out, int64_t num_embeddings,
-               bool refuse_unknown, bool zero_unknown, int64_t padding_id, int num_threads) const {
-    check_pool(pool.size());
-    require(out.shape(0) == ids.size() && static_cast<int64_t>(out.shape(1)) == shared_.dim, "out has the wrong shape");
-    const int64_t count = ids.size(), dim = shared_.dim;
-    const uint8_t* bytes = pool.data();
-    const int64_t* first = ids.data();
-    T* to = out.data();
-    nb::gil_scoped_release release;
-    bool special = false;
-    for (int64_t i = 0; i < count; ++i) {
-      if (first[i] < 0 || (refuse_unknown && first[i] >= num_embeddings)) return i;
-      special |= first[i] == padding_id || (zero_unknown && first[i] >= num_embeddings);
+  void set_bilinear(Floats linear, Matrix quadratic) {
+    const size_t hashes = table_.shared.num_hashes;
+    require(table_.has_shared && linear.size() == hashes && quadratic.shape(0) == hashes && quadratic.shape(1) == hashes,
+            "the network does not fit the hash functions");
+    table_.network = {hfh::Reconstruction::kBilinear, 0, linear.data(), nullptr, quadratic.data(), nullptr};
+    keep(linear), keep(quadratic);
+  }
+
+  void set_mlp(Matrix w1, Floats b1, Floats w2, Floats b2) {
+    require(table_.has_shared && static_cast<int64_t>(w1.shape(0)) == table_.shared.num_hashes && b1.size() == w1.shape(1) &&
+                w2.size() == w1.shape(1) && b2.size() == 1,
+            "the network does not fit the hash functions");
+    table_.network = {hfh::Reconstruction::kMlp, static_cast<int64_t>(w1.shape(1)), w1.data(), b1.data(), w2.data(), b2.data()};
+    keep(w1), keep(b1), keep(w2), keep(b2);
+  }
+
+  void set_private(Stored values, int bits, int64_t count, float scale, nb::object row_scale, bool weighs) {
+    require(count >= 1 && count <= (weighs ? table_.shared.num_hashes : table_.latent_dim), "the private part is too long");
+    require(!weighs || table_.has_shared, "weights need a shared part");
+    table_.own = values_of(values, bits, count, scale, row_scale, table_.num_embeddings);
+    table_.has_private = true;
+    table_.weighs = weighs;
+  }
+
+  void set_exact(nb::object ids, Stored values, int bits, nb::object row_scale) {
+    hfh::Exact& exact = table_.exact;
+    In<uint32_t, 1> narrow;
+    Ids wide;
+    if (nb::try_cast(ids, narrow, false)) {
+      exact.ids = narrow.data(), exact.count = narrow.size(), exact.wide = false;
+    } else {
+      require(nb::try_cast(ids, wide, false), "exact ids must be uint32 or int64");
+      exact.ids = wide.data(), exact.count = wide.size(), exact.wide = true;
     }
-    hfh::parallel(count, num_threads, [&](int64_t begin, int64_t end) {
-      if constexpr (sizeof(T) == 4) {
-        sums_of(bytes, scale, first + begin, end - begin, reinterpret_cast<float*>(to) + begin * dim);
-      } else {  // through a block of floats that stays in the cache
-        const int64_t block = std::max<int64_t>(1, 4096 / dim);
-        std::vector<float> wide(block * dim);
-        for (int64_t i = begin; i < end; i += block) {
-          const int64_t some = std::min(block, end - i);
-          sums_of(bytes, scale, first + i, some, wide.data());
-          hfh::to_half(simd(), wide.data(), some * dim, reinterpret_cast<uint16_t*>(to) + i * dim);
-        }
-      }
+    kept_.push_back(ids);
+    exact.values = values_of(values, bits, table_.latent_dim, 1.0f, row_scale, exact.count);
+  }
+
+  void set_map(Matrix values, nb::object bias) {
+    require(static_cast<int64_t>(values.shape(0)) == table_.latent_dim &&
+                static_cast<int64_t>(values.shape(1)) == table_.embedding_dim,
+            "the map has the wrong shape");
+    table_.map = values.data();
+    keep(values);
+    if (bias.is_none()) return;
+    const Floats given = nb::cast<Floats>(bias);
+    require(static_cast<int64_t>(given.size()) == table_.embedding_dim, "the map's bias has the wrong length");
+    table_.bias = given.data();
+    keep(given);
+  }
+
+  void set_residual(Matrix w1, Floats b1, Matrix w2, Floats b2) {
+    const size_t dim = table_.embedding_dim, hidden = w1.shape(1);
+    require(hidden >= 1 && w1.shape(0) == dim && b1.size() == hidden && w2.shape(0) == hidden && w2.shape(1) == dim &&
+                b2.size() == dim,
+            "the residual network does not fit the rows");
+    table_.residual = {static_cast<int64_t>(hidden), w1.data(), b1.data(), w2.data(), b2.data()};
+    keep(w1), keep(b1), keep(w2), keep(b2);
+  }
+
+  // The rows of ids as a new array, or None where the plain case does not apply: ids that are no contiguous int64 array,
+  // another dtype than numpy's float32 or float16, or an id that is refused.
+  nb::object lookup(nb::handle ids, nb::handle dtype, int num_threads) const {
+    if (!PyArray_CheckExact(ids.ptr())) return nb::none();
+    auto* given = reinterpret_cast<PyArrayObject*>(ids.ptr());
+    const bool half = dtype.ptr() == half_type();
+    const int dims = PyArray_NDIM(given);
+    if (PyArray_TYPE(given) != NPY_INT64 || !PyArray_IS_C_CONTIGUOUS(given) || !PyArray_ISBEHAVED_RO(given) || dims > 30 ||
+        (!half && dtype.ptr() != float_type())) {
+      return nb::none();
+    }
+    npy_intp shape[32];
+    std::memcpy(shape, PyArray_DIMS(given), dims * sizeof(npy_intp));
+    shape[dims] = table_.embedding_dim;
+    PyObject* made = PyArray_SimpleNew(dims + 1, shape, half ? NPY_HALF : NPY_FLOAT);
+    if (made == nullptr) throw nb::python_error();
+    nb::object rows = nb::steal(made);
+    const auto* first = static_cast<const int64_t*>(PyArray_DATA(given));
+    void* out = PyArray_DATA(reinterpret_cast<PyArrayObject*>(made));
+    if (compute(first, PyArray_SIZE(given), out, half, num_threads) >= 0) return nb::none();
+    return rows;
+  }
+
+  // Rows into ``out`` (B, D), float32 or float16: -1, or the position of the first id that is refused.
+  int64_t rows(Ids ids, nb::handle out, int num_threads) const {
+    bool half;
+    void* to = output(out, static_cast<int64_t>(ids.size()), half);
+    return compute(ids.data(), static_cast<int64_t>(ids.size()), to, half, num_threads);
+  }
+
+  // Bags into ``out`` (bags, D); returns as rows.
+  int64_t bag(Ids ids, Ids bounds, nb::object weights, int mode, nb::handle out, int num_threads) const {
+    require(bounds.size() >= 1, "bounds need at least one place");
+    require(mode >= 0 && mode <= 2, "mode is out of range");
+    const int64_t bags = static_cast<int64_t>(bounds.size()) - 1, *bound = bounds.data();
+    require(bound[0] >= 0 && bound[bags] <= static_cast<int64_t>(ids.size()), "bounds must lie within the ids");
+    for (int64_t b = 0; b < bags; ++b) require(bound[b] <= bound[b + 1], "bounds must ascend");
+    const float* weight = nullptr;
+    Floats given;
+    if (!weights.is_none()) {
+      given = nb::cast<Floats>(weights);
+      require(given.size() == ids.size(), "weights must be as many as the ids");
+      weight = given.data();
+    }
+    bool half;
+    auto* to = static_cast<char*>(output(out, bags, half));
+    const std::vector<int64_t> own(bound, bound + bags + 1);  // nobody else can change this copy meanwhile
+    const int64_t* first = ids.data();
+    const int64_t width = table_.embedding_dim * (half ? 2 : 4);
+    nb::gil_scoped_release release;
+    if (table_.exact.count) std::call_once(directory_made_, [this] { make_directory(); });
+    if (const int64_t refused = first_refused(first + own[0], own[bags] - own[0]); refused >= 0) return refused + own[0];
+    const int64_t parts = hfh::parts(own[bags] - own[0], num_threads), floats = kernels().scratch_floats(table_);
+    const std::unique_ptr<float[]> scratch(new float[parts * floats]);
+    hfh::parallel(bags, parts, [&](int64_t part, int64_t begin, int64_t end) {
+      kernels().bags(table_, first, own.data() + begin, end - begin, weight, static_cast<hfh::Mode>(mode), to + begin * width,
+                     half, scratch.get() + part * floats);
     });
-    for (int64_t i = 0; special && i < count; ++i) {
-      if (first[i] == padding_id || (zero_unknown && first[i] >= num_embeddings)) std::memset(to + i * dim, 0, dim * sizeof(T));
-    }
     return -1;
   }
 
-  void sums_of(const uint8_t* bytes, float scale, const int64_t* first, int64_t count, float* rows) const {
-    if (hfh::is_line_form(shared_, bits_)) {
-      return shared_.num_hashes == 8 ? hfh::line_rows<8>(simd(), bytes, shared_, scale, first, count, rows)
-                                     : hfh::line_rows<4>(simd(), bytes, shared_, scale, first, count, rows);
-    }
-    switch (bits_) {
-      case 1: return run(hfh::Codes<1>{bytes}, scale, first, count, rows);
-      case 2: return run(hfh::Codes<2>{bytes}, scale, first, count, rows);
-      case 4: return run(hfh::Codes<4>{bytes}, scale, first, count, rows);
-      case 8: return run(hfh::Codes<8>{bytes}, scale, first, count, rows);
-      case 16: return run(hfh::Float16{reinterpret_cast<const uint16_t*>(bytes)}, scale, first, count, rows);
-      default: return run(hfh::Float32{reinterpret_cast<const float*>(bytes)}, scale, first, count, rows);
-    }
-  }
-
-  void addresses(Ids ids, Places<int64_t> start, Places<int64_t> rotation, Places<bool> negative) const {
-    const size_t chunks = shared_.num_chunks(), hashes = shared_.num_hashes;
-    const auto fits = [&](const auto& a) { return a.shape(0) == ids.size() && a.shape(1) == chunks && a.shape(2) == hashes; };
-    require(fits(start) && fits(rotation) && fits(negative), "addresses have the wrong shape");
-    const int64_t count = ids.size();
-    nb::gil_scoped_release release;
-    hfh::Addresser addresser(shared_, bits_);
-    std::vector<hfh::Address> where(hashes);
-    size_t place = 0;
-    for (int64_t i = 0; i < count; ++i) {
-      addresser.begin(ids.data()[i]);
-      for (size_t c = 0; c < chunks; ++c) {
-        addresser.chunk(c, where.data());
-        for (const hfh::Address& a : where) {
-          start.data()[place] = a.start;
-          rotation.data()[place] = a.rotation;
-          negative.data()[place++] = a.negative;
-        }
-      }
-    }
-  }
-
  private:
-  template <class Pool>
-  void run(Pool pool, float scale, const int64_t* ids, int64_t count, float* out) const {
-    hfh::shared_sums(pool, shared_, bits_, scale, ids, count, out);
+  template <class Array>
+  void keep(const Array& array) {
+    kept_.push_back(nb::cast(array));
   }
 
-  void check_pool(size_t nbytes) const {
-    require(nbytes >= static_cast<size_t>((shared_.slots * bits_ + 7) / 8), "the pool has fewer bytes than its slots need");
+  static PyObject* float_type() {
+    static PyObject* type = reinterpret_cast<PyObject*>(PyArray_TypeObjectFromType(NPY_FLOAT));
+    return type;
   }
 
-  hfh::Shared shared_;
-  int bits_;
+  static PyObject* half_type() {
+    static PyObject* type = reinterpret_cast<PyObject*>(PyArray_TypeObjectFromType(NPY_HALF));
+    return type;
+  }
+
+  hfh::Values values_of(Stored bytes, int bits, int64_t count, float scale, nb::object row_scale, int64_t rows) {
+    require(bits == 1 || bits == 2 || bits == 4 || bits == 8 || bits == 16 || bits == 32, "bits must be 1, 2, 4, 8, 16 or 32");
+    hfh::Values values{{bytes.data(), static_cast<int64_t>(bytes.size())}, bits, count, scale, nullptr};
+    require(rows <= values.bytes.size / values.row_bytes(), "values have fewer bytes than their rows need");
+    keep(bytes);
+    if (!row_scale.is_none()) {
+      const In<uint16_t, 1> given = nb::cast<In<uint16_t, 1>>(row_scale);
+      require(static_cast<int64_t>(given.size()) >= rows, "there are fewer scales than rows");
+      values.row_scale = given.data();
+      keep(given);
+    }
+    return values;
+  }
+
+  // About four exact ids a bucket, so that an id is found with one or two reads of memory. Made at the first lookup, since
+  // it reads every exact id.
+  void make_directory() const {
+    hfh::Exact& exact = table_.exact;
+    const auto at = [&](int64_t place) {
+      return exact.wide ? static_cast<const int64_t*>(exact.ids)[place]
+                        : static_cast<int64_t>(static_cast<const uint32_t*>(exact.ids)[place]);
+    };
+    const int64_t wanted = std::max<int64_t>(64, exact.count / 4);
+    exact.shift = 0;
+    while ((table_.num_embeddings - 1) >> exact.shift >= wanted) ++exact.shift;
+    exact.buckets = ((table_.num_embeddings - 1) >> exact.shift) + 1;
+    directory_.assign(exact.buckets + 1, exact.count);
+    int64_t place = 0;
+    for (int64_t bucket = 0; bucket < exact.buckets; ++bucket) {
+      while (place < exact.count && at(place) >> exact.shift < bucket) ++place;
+      directory_[bucket] = place;
+    }
+    exact.directory = directory_.data();
+  }
+
+  void* output(nb::handle out, int64_t rows, bool& half) const {
+    auto* array = reinterpret_cast<PyArrayObject*>(out.ptr());
+    require(PyArray_Check(out.ptr()) && PyArray_NDIM(array) == 2 && PyArray_DIM(array, 0) == rows &&
+                PyArray_DIM(array, 1) == table_.embedding_dim,
+            "out has the wrong shape");
+    half = PyArray_TYPE(array) == NPY_HALF;
+    require(half || PyArray_TYPE(array) == NPY_FLOAT, "out must be float32 or float16");
+    require(PyArray_IS_C_CONTIGUOUS(array) && PyArray_ISBEHAVED(array), "out must be writable and contiguous");
+    return PyArray_DATA(array);
+  }
+
+  int64_t first_refused(const int64_t* ids, int64_t count) const {
+    const uint64_t limit = table_.refuse_unknown ? table_.num_embeddings : uint64_t{1} << 63;
+    bool refused = false;
+    for (int64_t i = 0; i < count; ++i) refused |= static_cast<uint64_t>(ids[i]) >= limit;
+    if (!refused) return -1;
+    int64_t i = 0;
+    while (i < count - 1 && static_cast<uint64_t>(ids[i]) < limit) ++i;
+    return i;
+  }
+
+  int64_t compute(const int64_t* ids, int64_t count, void* out, bool half, int num_threads) const {
+    if (count < kKeepLockIds) return compute_unlocked(ids, count, out, half, num_threads);
+    nb::gil_scoped_release release;
+    return compute_unlocked(ids, count, out, half, num_threads);
+  }
+
+  int64_t compute_unlocked(const int64_t* ids, int64_t count, void* out, bool half, int num_threads) const {
+    if (table_.exact.count) std::call_once(directory_made_, [this] { make_directory(); });
+    if (const int64_t refused = first_refused(ids, count); refused >= 0) return refused;
+    const int64_t width = table_.embedding_dim * (half ? 2 : 4);
+    const bool plain = table_.is_plain() && table_.shared.is_line_form();
+    const int64_t parts = hfh::parts(count, num_threads), floats = plain ? 0 : kernels().scratch_floats(table_);
+    const std::unique_ptr<float[]> scratch(plain ? nullptr : new float[parts * floats]);
+    hfh::parallel(count, parts, [&](int64_t part, int64_t begin, int64_t end) {
+      kernels().rows(table_, ids + begin, end - begin, static_cast<char*>(out) + begin * width, half,
+                     scratch.get() + part * floats);
+    });
+    return -1;
+  }
+
+  mutable hfh::Table table_;
+  std::vector<nb::object> kept_;
+  mutable std::vector<int64_t> directory_;
+  mutable std::once_flag directory_made_;
 };
+
+bool import_numpy() { return _import_array() >= 0; }
 
 }  // namespace
 
 NB_MODULE(_native, m) {
-  m.attr("SIMD") = simd() == hfh::Simd::kAvx512 ? "avx512" : simd() == hfh::Simd::kAvx2 ? "avx2" : "portable";
+  if (!import_numpy()) throw nb::python_error();
   m.doc() = "Compiled kernels; hfh_embed.kernels.native_backend is their only user.";
-  nb::class_<SharedPart>(m, "SharedPart")
-      .def(nb::init<uint64_t, int64_t, int, int64_t, int64_t, int64_t, int, int64_t, bool>(), "key"_a, "slots"_a, "bits"_a,
-           "dim"_a, "num_hashes"_a, "chunk_size"_a, "locality"_a, "lines"_a, "signs"_a)
-      .def("sums", &SharedPart::sums, "pool"_a.noconvert(), "scale"_a, "ids"_a.noconvert(), "out"_a.noconvert())
-      .def("rows", &SharedPart::rows<float>, "pool"_a.noconvert(), "scale"_a, "ids"_a.noconvert(), "out"_a.noconvert(),
-           "num_embeddings"_a, "refuse_unknown"_a, "zero_unknown"_a, "padding_id"_a, "num_threads"_a)
-      .def("rows_half", &SharedPart::rows<Half>, "pool"_a.noconvert(), "scale"_a, "ids"_a.noconvert(), "out"_a.noconvert(),
-           "num_embeddings"_a, "refuse_unknown"_a, "zero_unknown"_a, "padding_id"_a, "num_threads"_a)
-      .def("addresses", &SharedPart::addresses, "ids"_a.noconvert(), "start"_a.noconvert(), "rotation"_a.noconvert(),
-           "negative"_a.noconvert());
+  m.attr("SIMD") = kernels().name;
+  m.def("addresses", &addresses, "key"_a, "slots"_a, "bits"_a, "dim"_a, "num_hashes"_a, "chunk_size"_a, "locality"_a, "lines"_a,
+        "signs"_a, "ids"_a.noconvert(), "start"_a.noconvert(), "rotation"_a.noconvert(), "negative"_a.noconvert());
+  nb::class_<Table>(m, "Table")
+      .def(nb::init<int64_t, int64_t, int64_t, int64_t, bool, bool>(), "num_embeddings"_a, "embedding_dim"_a, "latent_dim"_a,
+           "padding_id"_a, "refuse_unknown"_a, "zero_unknown"_a)
+      .def("set_shared", &Table::set_shared, "key"_a, "slots"_a, "bits"_a, "dim"_a, "num_hashes"_a, "chunk_size"_a,
+           "locality"_a, "lines"_a, "signs"_a, "pool"_a.noconvert(), "scale"_a)
+      .def("set_bilinear", &Table::set_bilinear, "linear"_a.noconvert(), "quadratic"_a.noconvert())
+      .def("set_mlp", &Table::set_mlp, "w1"_a.noconvert(), "b1"_a.noconvert(), "w2"_a.noconvert(), "b2"_a.noconvert())
+      .def("set_private", &Table::set_private, "values"_a.noconvert(), "bits"_a, "count"_a, "scale"_a, "row_scale"_a.none(),
+           "weighs"_a)
+      .def("set_exact", &Table::set_exact, "ids"_a, "values"_a.noconvert(), "bits"_a, "row_scale"_a.none())
+      .def("set_map", &Table::set_map, "values"_a.noconvert(), "bias"_a.none())
+      .def("set_residual", &Table::set_residual, "w1"_a.noconvert(), "b1"_a.noconvert(), "w2"_a.noconvert(),
+           "b2"_a.noconvert())
+      .def("lookup", &Table::lookup, "ids"_a.none(), "dtype"_a.none(), "num_threads"_a = 1)
+      .def("rows", &Table::rows, "ids"_a.noconvert(), "out"_a, "num_threads"_a)
+      .def("bag", &Table::bag, "ids"_a.noconvert(), "bounds"_a.noconvert(), "weights"_a.none(), "mode"_a, "out"_a,
+           "num_threads"_a);
 }

@@ -1,0 +1,216 @@
+// Whole rows of a table, in blocks that are finished while they lie in the cache, and bags of them.
+//
+// Version 1 called numpy for everything but the shared sums. Version 2, here: the stages of spec.py one after the other on
+// a block of 32 rows. Plain tables skip the block and write where the rows are wanted.
+#pragma once
+
+#include "fetch.hpp"
+#include "line.hpp"
+#include "network.hpp"
+
+namespace hfh {
+namespace HFH_ISA {
+
+// The place of an id among the exact rows, or -1.
+inline int64_t exact_place(const Exact& exact, int64_t id) {
+  const int64_t bucket = id >> exact.shift;
+  if (static_cast<uint64_t>(bucket) >= static_cast<uint64_t>(exact.buckets)) return -1;
+  int64_t low = exact.directory[bucket], high = exact.directory[bucket + 1];
+  const auto at = [&](int64_t place) {
+    return exact.wide ? static_cast<const int64_t*>(exact.ids)[place]
+                      : static_cast<int64_t>(static_cast<const uint32_t*>(exact.ids)[place]);
+  };
+  while (low < high) {
+    const int64_t middle = low + (high - low) / 2;
+    if (at(middle) < id) {
+      low = middle + 1;
+    } else {
+      high = middle;
+    }
+  }
+  return low < exact.count && at(low) == id ? low : -1;
+}
+
+inline int64_t scratch_floats(const Table& t) {
+  const int64_t network = t.network.kind == Reconstruction::kSum && !t.weighs ? 0 : t.shared.num_hashes * t.shared.dim;
+  const int64_t latent = t.map ? kBlockRows * t.latent_dim : 0;
+  return (kBlockRows + 1) * t.embedding_dim + latent + kBlockRows * t.residual.hidden + network + kMaxHashes;
+}
+
+// The rows of many ids in order, a block at a time.
+class RowStream {
+ public:
+  RowStream(const Table& table, const int64_t* ids, int64_t count, float* scratch)
+      : t_(table), ids_(ids), count_(count), line_form_(table.has_shared && table.shared.is_line_form() && !table.weighs &&
+                                                        table.network.kind == Reconstruction::kSum),
+        line_(table.shared, table.pool.data, table.scale, ids, line_form_ ? count : 0),
+        fetches_(table.shared, table.pool, ids, table.has_shared && !line_form_ ? count : 0) {
+    hidden_ = scratch;
+    latent_ = hidden_ + kBlockRows * t_.residual.hidden;
+    weights_ = latent_ + (t_.map ? kBlockRows * t_.latent_dim : 0);
+    values_ = weights_ + kMaxHashes;
+    ahead(0);
+  }
+
+  // The next ``rows`` <= kBlockRows rows into out, ``stride`` apart. Their ids are copied first, so that a caller who writes
+  // into them meanwhile gets other rows, but never a read outside the arrays.
+  void take(int64_t rows, float* out, int64_t stride) {
+    std::memcpy(block_ids_, ids_ + taken_, static_cast<size_t>(rows) * sizeof(int64_t));
+    taken_ += rows;
+    ahead(taken_);
+    float* z = t_.map ? latent_ : out;
+    const int64_t z_stride = t_.map ? t_.latent_dim : stride;
+    latent(rows, z, z_stride);
+    if (t_.map) {
+      for (int64_t i = 0; i < rows; ++i) {
+        if (t_.bias) {
+          std::memcpy(out + i * stride, t_.bias, static_cast<size_t>(t_.embedding_dim) * 4);
+        } else {
+          std::memset(out + i * stride, 0, static_cast<size_t>(t_.embedding_dim) * 4);
+        }
+      }
+      add_matmul(latent_, t_.latent_dim, rows, t_.latent_dim, t_.map, t_.embedding_dim, out, stride);
+    }
+    if (t_.residual.hidden) correct(t_.residual, rows, t_.embedding_dim, out, stride, hidden_);
+    for (int64_t i = 0; i < rows; ++i) {
+      if (block_ids_[i] == t_.padding_id || (t_.zero_unknown && !has_own(block_ids_[i]))) {
+        std::memset(out + i * stride, 0, static_cast<size_t>(t_.embedding_dim) * 4);
+      }
+    }
+  }
+
+ private:
+  // Whether an id is one of the table's, which alone have coefficients of their own.
+  bool has_own(int64_t id) const { return static_cast<uint64_t>(id) < static_cast<uint64_t>(t_.num_embeddings); }
+
+  // Ask the memory for what belongs to the ids of the block that begins here.
+  void ahead(int64_t from) const {
+    if (!t_.has_private && !t_.exact.count) return;
+    for (int64_t i = from; i < least(from + kBlockRows, count_); ++i) {
+      if (t_.has_private && has_own(ids_[i])) {
+        prefetch_row(t_.own, ids_[i]);
+        if (t_.own.row_scale) prefetch(t_.own.row_scale + ids_[i]);
+      }
+      if (t_.exact.count) prefetch(t_.exact.directory + (ids_[i] >> t_.exact.shift));
+    }
+  }
+
+  void latent(int64_t rows, float* z, int64_t stride) {
+    const int64_t before = t_.has_shared ? t_.latent_dim - t_.shared.dim : t_.latent_dim;
+    for (int64_t i = 0; i < rows && before > 0; ++i) std::memset(z + i * stride, 0, static_cast<size_t>(before) * 4);
+    if (line_form_) {
+      line_.take(rows, z + before, stride);
+    } else if (t_.has_shared) {
+      for (int64_t i = 0; i < rows; ++i) shared(block_ids_[i], z + i * stride + before);
+    }
+    for (int64_t i = 0; i < rows; ++i) {
+      const int64_t id = block_ids_[i];
+      float* row = z + i * stride;
+      if (t_.has_private && !t_.weighs && has_own(id)) each_scaled(t_.own, id, [&](int64_t j, float v) { row[j] += v; });
+      if (!t_.exact.count) continue;
+      if (const int64_t place = exact_place(t_.exact, id); place >= 0) {
+        each_scaled(t_.exact.values, place, [&](int64_t j, float v) { row[j] = v; });
+      }
+    }
+  }
+
+  void shared(int64_t id, float* row) {
+    if (t_.network.kind == Reconstruction::kSum && !t_.weighs) return fetches_.take_sums(t_.scale, row);
+    const float* weights = nullptr;
+    if (t_.weighs && has_own(id)) {
+      each_scaled(t_.own, id, [&](int64_t u, float v) { weights_[u] = v; });
+      weights = weights_;
+    }
+    const int64_t dim = t_.shared.dim, hashes = t_.shared.num_hashes;
+    fetches_.take_values(weights, values_);
+    if (t_.network.kind != Reconstruction::kSum) return reconstruct(t_.network, hashes, dim, values_, t_.scale, row);
+    for (int64_t j = 0; j < dim; ++j) row[j] = values_[j];
+    for (int64_t u = 1; u < hashes; ++u) {
+      for (int64_t j = 0; j < dim; ++j) row[j] += values_[u * dim + j];
+    }
+    for (int64_t j = 0; j < dim; ++j) row[j] *= t_.scale;
+  }
+
+  const Table& t_;
+  const int64_t* ids_;
+  const int64_t count_;
+  const bool line_form_;
+  LineStream line_;
+  FetchStream fetches_;
+  float *hidden_, *latent_, *weights_, *values_;
+  int64_t taken_ = 0;
+  int64_t block_ids_[kBlockRows];
+};
+
+template <class Out>
+inline void clear(const Table& t, const int64_t* ids, int64_t count, Out* out) {
+  for (int64_t i = 0; i < count; ++i) {
+    if (ids[i] == t.padding_id || (t.zero_unknown && ids[i] >= t.num_embeddings)) {
+      std::memset(out + i * t.embedding_dim, 0, static_cast<size_t>(t.embedding_dim) * sizeof(Out));
+    }
+  }
+}
+
+inline void rows(const Table& t, const int64_t* ids, int64_t count, void* out, bool half, float* scratch) {
+  const int64_t dim = t.embedding_dim;
+  float* wide = static_cast<float*>(out);
+  uint16_t* narrow = static_cast<uint16_t*>(out);
+  if (t.is_plain() && t.shared.is_line_form()) {
+    LineStream stream(t.shared, t.pool.data, t.scale, ids, count);
+    if (half) {
+      stream.take(count, narrow, dim);
+    } else {
+      stream.take(count, wide, dim);
+    }
+    if (t.padding_id >= 0 || t.zero_unknown) half ? clear(t, ids, count, narrow) : clear(t, ids, count, wide);
+    return;
+  }
+  float* block = scratch;
+  RowStream stream(t, ids, count, scratch + kBlockRows * dim);
+  for (int64_t i = 0; i < count; i += kBlockRows) {
+    const int64_t some = least(kBlockRows, count - i);
+    stream.take(some, half ? block : wide + i * dim, dim);
+    if (half) to_half(block, some * dim, narrow + i * dim);
+  }
+}
+
+inline void bags(const Table& t, const int64_t* ids, const int64_t* bounds, int64_t count, const float* weights, Mode mode,
+                 void* out, bool half, float* scratch) {
+  const int64_t dim = t.embedding_dim, end = bounds[count];
+  float *block = scratch, *sum = block + kBlockRows * dim;
+  int64_t at = bounds[0], block_begin = at, ready = at;  // the id to add next; the ids whose rows lie in the block
+  RowStream stream(t, ids + at, end - at, sum + dim);
+  for (int64_t b = 0; b < count; ++b) {
+    int64_t members = 0;
+    std::memset(sum, 0, static_cast<size_t>(dim) * 4);
+    for (; at < bounds[b + 1]; ++at) {
+      if (at == ready) {
+        block_begin = at;
+        ready += least(kBlockRows, end - at);
+        stream.take(ready - at, block, dim);
+      }
+      if (ids[at] == t.padding_id) continue;
+      const float* row = block + (at - block_begin) * dim;
+      ++members;
+      if (mode == Mode::kMax) {
+        for (int64_t j = 0; j < dim; ++j) sum[j] = members == 1 || row[j] > sum[j] ? row[j] : sum[j];
+      } else if (weights) {
+        for (int64_t j = 0; j < dim; ++j) sum[j] += row[j] * weights[at];
+      } else {
+        for (int64_t j = 0; j < dim; ++j) sum[j] += row[j];
+      }
+    }
+    if (mode == Mode::kMean && members > 1) {
+      const float counted = static_cast<float>(members);
+      for (int64_t j = 0; j < dim; ++j) sum[j] /= counted;
+    }
+    if (half) {
+      to_half(sum, dim, static_cast<uint16_t*>(out) + b * dim);
+    } else {
+      std::memcpy(static_cast<float*>(out) + b * dim, sum, static_cast<size_t>(dim) * 4);
+    }
+  }
+}
+
+}  // namespace HFH_ISA
+}  // namespace hfh
