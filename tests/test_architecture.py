@@ -25,9 +25,12 @@ PUBLIC = {
         *("SnapshotInfo", "SpecError", "Table", "TableNotFoundError", "UnknownIdError", "__version__", "inspect"),
         *("key_ids", "open", "verify"),
     },
-    "hfh_embed.nn": {"HFHConv2d", "HFHEmbedding", "HFHEmbeddingBag", "HFHLinear", "Pool", "compress", "load", "save"},
+    "hfh_embed.nn": {
+        *("HFHConv2d", "HFHEmbedding", "HFHEmbeddingBag", "HFHLinear", "Pool", "PoolAdam", "PoolSGD"),
+        *("compress", "load", "save"),
+    },
     "hfh_embed.codec": {"compress"},
-    "hfh_embed.kernels": {"Kernel", "backends", "prepare"},
+    "hfh_embed.kernels": {"Kernel", "backends", "native_chosen", "prepare"},
     "service.client": {"AsyncClient", "Client", "ServiceError"},
 }
 

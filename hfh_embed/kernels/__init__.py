@@ -17,7 +17,7 @@ import numpy.typing as npt
 from hfh_embed.errors import InputError, MissingDependencyError
 from hfh_embed.layout import TableData
 
-__all__ = ["Kernel", "backends", "prepare"]
+__all__ = ["Kernel", "backends", "native_chosen", "prepare"]
 
 Mode = Literal["sum", "mean", "max"]
 
@@ -67,6 +67,11 @@ def _default() -> str:
             "reinstall hfh-embed where a C++ compiler is found to have them"
         )
     return available[0]
+
+
+def native_chosen() -> bool:
+    """Whether the compiled kernels are installed and not switched off."""
+    return _default() == "native"
 
 
 def prepare(data: TableData, backend: str | None = None) -> Kernel:

@@ -56,6 +56,7 @@ class Table:
         pool: U8,
         scale: float,
     ) -> None: ...
+    def set_scale(self, scale: float) -> None: ...
     def set_bilinear(self, linear: F32, quadratic: F32) -> None: ...
     def set_mlp(self, w1: F32, b1: F32, w2: F32, b2: F32) -> None: ...
     def set_private(
@@ -64,13 +65,66 @@ class Table:
     def set_exact(self, ids: npt.NDArray[Any], values: U8, bits: int, row_scale: U16 | None) -> None: ...
     def set_map(self, values: F32, bias: F32 | None) -> None: ...
     def set_residual(self, w1: F32, b1: F32, w2: F32, b2: F32) -> None: ...
-    def lookup(self, ids: Any, dtype: Any, num_threads: int) -> npt.NDArray[Any] | None:
+    def lookup(self, ids: Any, dtype: Any, num_threads: int = 1) -> npt.NDArray[Any] | None:
         """The rows of ids, shape of ids + (D,), in a new array; None where the plain case does not apply, or an id is refused."""
 
-    def rows(self, ids: I64, out: npt.NDArray[Any], num_threads: int) -> int:
+    def rows(self, ids: I64, out: npt.NDArray[Any], num_threads: int = 1) -> int:
         """Write rows into ``out`` (B, D), float32 or float16: -1, or the position of the first id that is refused."""
 
     def bag(
         self, ids: I64, bounds: I64, weights: F32 | None, mode: int, out: npt.NDArray[Any], num_threads: int
     ) -> int:
         """Write one row for each bag into ``out`` (bags, D), mode 0 sum, 1 mean, 2 max; returns as :meth:`rows`."""
+
+def recycled(rows: int, width: int) -> F32:
+    """An uninitialised (rows, width) float32 array in memory that earlier ones gave back."""
+
+def pack(values: F32, bits: int, half_step: float, packed: U8, num_threads: int) -> None:
+    """Write the codes of values (S,) into packed (S * bits / 8,)."""
+
+class Gradients:
+    """The gradients of rows over one pool of S slots, from all its tables."""
+
+    def __init__(self, slots: int) -> None: ...
+    def add(
+        self,
+        key: int,
+        slots: int,
+        bits: int,
+        dim: int,
+        num_hashes: int,
+        chunk_size: int,
+        locality: int,
+        lines: int,
+        signs: bool,
+        ids: I64,
+        grads: F32,
+        factor: float,
+    ) -> None:
+        """Take the gradients (B, dim) of the shared part of ids (B,); ``factor`` is what a value counts in a row."""
+
+    def clear(self) -> None:
+        """Forget what was collected."""
+
+    def __len__(self) -> int:
+        """Chunks of ids that were collected."""
+
+    def into(self, gradient: F32, num_threads: int) -> None:
+        """Add to a gradient of the whole pool, (S,)."""
+
+    def sgd(self, values: F32, packed: U8, rate: float, num_threads: int) -> float:
+        """One step on the touched lines; returns by how much the sum of all squared values grew."""
+
+    def adam(
+        self,
+        values: F32,
+        first_moment: F32,
+        second_moment: F32,
+        packed: U8,
+        rate: float,
+        beta1: float,
+        beta2: float,
+        epsilon: float,
+        num_threads: int,
+    ) -> float:
+        """One step of Adam on the touched lines; returns as :meth:`sgd`."""

@@ -19,9 +19,10 @@ __all__ = ["SIMD", "NativeKernel", "addresses", "shared_facts"]
 LOCALITIES = tuple(Locality)
 MODES = get_args(Mode)
 Ids = npt.NDArray[np.int64]
+Facts = tuple[int, int, int, int, int, int, int, int, bool]
 
 
-def shared_facts(shared: SharedSpec, pool: PoolSpec) -> tuple[int, int, int, int, int, int, int, int, bool]:
+def shared_facts(shared: SharedSpec, pool: PoolSpec) -> Facts:
     """What the extension wants to know of a shared part, in its order."""
     return (
         shared.key,

@@ -17,7 +17,19 @@ except ImportError:
 from hfh_embed.nn.embedding import HFHEmbedding, HFHEmbeddingBag
 from hfh_embed.nn.io import load, save
 from hfh_embed.nn.layers import HFHConv2d, HFHLinear
+from hfh_embed.nn.optim import PoolAdam, PoolSGD
 from hfh_embed.nn.pool import Pool
 from hfh_embed.nn.swap import compress
 
-__all__ = ["HFHConv2d", "HFHEmbedding", "HFHEmbeddingBag", "HFHLinear", "Pool", "compress", "load", "save"]
+__all__ = [
+    "HFHConv2d",
+    "HFHEmbedding",
+    "HFHEmbeddingBag",
+    "HFHLinear",
+    "Pool",
+    "PoolAdam",
+    "PoolSGD",
+    "compress",
+    "load",
+    "save",
+]

@@ -103,7 +103,6 @@ class Lookup(nn.Module):
 
     def _unique_rows(self, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The distinct ids (n,), their rows (n, D), and where each id's row is: what batches repeat is computed once."""
-        self.table.check(ids)
         distinct, inverse = torch.unique(ids.reshape(-1).long(), return_inverse=True)
         return distinct, self.table.rows(distinct), inverse.view(ids.shape)
 
@@ -147,6 +146,9 @@ class HFHEmbedding(Lookup):
 
     def forward(self, input: Tensor) -> Tensor:
         """Rows (*, D) of ids (*)."""
+        self.table.check(input)
+        if self.table.is_cheap():
+            return self.table.rows(input.reshape(-1).long()).view(*input.shape, self.embedding_dim)
         _, rows, inverse = self._unique_rows(input)
         return nn.functional.embedding(inverse, rows)
 
@@ -205,8 +207,13 @@ class HFHEmbeddingBag(Lookup):
 
     def forward(self, input: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None) -> Tensor:
         """One row for each bag, (bags, D): of 1-D ids with offsets, or of 2-D ids, a bag a row."""
-        distinct, rows, inverse = self._unique_rows(input)
+        self.table.check(input)
         padding = None
+        if self.padding_idx is None and self.table.is_cheap():
+            rows = self.table.rows(input.reshape(-1).long())
+            inverse = torch.arange(input.numel()).view(input.shape)
+        else:
+            distinct, rows, inverse = self._unique_rows(input)
         if self.padding_idx is not None:
             found = torch.nonzero(distinct == self.padding_idx)
             padding = int(found[0, 0]) if len(found) else None

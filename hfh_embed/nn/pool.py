@@ -12,6 +12,7 @@ from hfh_embed.budget import PRESETS, Form, Frequencies, Shapes, plan
 from hfh_embed.errors import SpecError
 from hfh_embed.layout import Array, SnapshotSpec
 from hfh_embed.nn.addressing import slots_and_signs
+from hfh_embed.nn.compiled import CompiledPool
 from hfh_embed.nn.rounding import Scaling, StoredValues, levels, rounded_rms, widened
 from hfh_embed.spec import PoolSpec, PrivateRole, Reconstruction, TableSpec
 
@@ -68,6 +69,7 @@ class Pool(nn.Module):
             {_module_name(name): Residual(dim, spec.hidden) for name, (spec, dim) in plan.residuals().items()}
         )
         self.frequencies: dict[str, object] = {}
+        self.compiled: CompiledPool | None = None
         if self.spec is not None:
             self._make_values(self.spec)
 
@@ -124,6 +126,18 @@ class Pool(nn.Module):
         pool.frequencies = dict(frequencies or {})
         return pool
 
+    def compiled_path(self) -> CompiledPool | None:
+        """The compiled kernels for this pool, None where they cannot do its work."""
+        if not CompiledPool.serves(self):
+            return None
+        if self.compiled is None:
+            self.compiled = CompiledPool(self)
+        return self.compiled
+
+    def __getstate__(self) -> dict[str, object]:
+        """Without the compiled path, which belongs to these very values and is made again where it is needed."""
+        return self.__dict__ | {"compiled": None}
+
     @property
     def nbytes(self) -> int:
         """Stored bytes of the pool and everything planned on it."""
@@ -160,6 +174,8 @@ class Pool(nn.Module):
         shared, spec = table.shared, self.spec
         assert shared is not None
         assert spec is not None
+        if weights is None and (compiled := self.compiled_path()) is not None:
+            return compiled.rows(shared, ids, float(self.multiplier(scale)), float(scale))
         slots, signs = slots_and_signs(shared, spec, ids)
         half_step = self.store.table_half_step()
         fetched = self.store.values.view(-1).index_select(0, slots.reshape(-1)).view(slots.shape)

@@ -134,6 +134,19 @@ class StoredValues(nn.Module):
             self._seen = seen
         return self.half_step
 
+    def know_rms(self, rms: Tensor) -> None:
+        """Take the rms of all values from who changed them, instead of looking at them again."""
+        self.half_step = (rms * (STEPS[self.bits] / 2)).clamp_min(1e-30).to(torch.float32)
+        self._seen = (self.values._version, self.values.device)
+
+    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.table_half_step()
+        super()._save_to_state_dict(*args, **kwargs)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._seen = (self.values._version, self.values.device)  # the saved half step is that of the saved values
+
     def _row_half_steps(self, values: Tensor) -> Tensor:
         rms = values.detach().square().mean(dim=1, keepdim=True).sqrt()
         return (rms * (STEPS[self.bits] / 2)).clamp_min(6e-8).to(torch.float16).float()  # the least float16 above zero

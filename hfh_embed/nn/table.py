@@ -92,6 +92,12 @@ class Rows(nn.Module):
                     f"id {wrong} is outside the table, which has ids 0 to {self.spec.num_embeddings - 1}"
                 )
 
+    def is_cheap(self) -> bool:
+        """Whether a row costs less than finding out whether its id was in the batch before."""
+        spec = self.spec
+        networks = (spec.map, spec.residual, spec.coded)
+        return self.pool is not None and all(p is None for p in networks) and self.pool.compiled_path() is not None
+
     def rows(self, ids: Tensor) -> Tensor:
         """The rows of ids (B,), each inside the table: (B, D)."""
         spec, pool = self.spec, self.pool

@@ -103,6 +103,26 @@ struct Table {
   }
 };
 
+// One chunk of one id that was looked up, with the gradient of its entries: a line of U words reads ``size`` = 512 / U slots.
+struct Unit {
+  uint64_t fields;
+  const float* gradient;
+  float factor;
+  int16_t used, size;
+};
+
+enum class StepKind : int { kGradient = 0, kSgd = 1, kAdam = 2 };
+
+// What becomes of a pool's values by the gradients of sorted units.
+struct Step {
+  StepKind kind;
+  const uint32_t *line, *unit;  // sorted by line
+  const Unit* units;
+  float *values, *first_moment, *second_moment;
+  uint8_t* packed;  // the values' signs, kept true; null: nobody reads them
+  float rate, beta1, beta2, epsilon;
+};
+
 constexpr int64_t kBlockRows = 32;  // rows that are finished together while they are in the cache
 
 struct Kernels {
@@ -116,6 +136,12 @@ struct Kernels {
                bool half, float* scratch);
   // The addresses of one id, (chunks, U).
   void (*addresses)(const Shared&, int64_t id, Address* out);
+  // Training, see train.hpp.
+  void (*locate)(const Shared&, const int64_t* ids, int64_t count, const float* grads, float factor, uint32_t* line, Unit* units);
+  int (*sort_by_line)(int64_t count, uint32_t most_lines, uint32_t* const (&line)[2], uint32_t* const (&unit)[2]);
+  double (*update)(const Step&, int64_t begin, int64_t end);
+  void (*scatter)(const Shared&, const int64_t* ids, int64_t count, const float* grads, float factor, float* gradient);
+  void (*pack)(const float* values, int64_t count, int bits, float half_step, uint8_t* bytes);
 };
 
 extern const Kernels kPortable;

@@ -30,31 +30,39 @@ struct Palette {
   }
 };
 
-inline void add3(uint64_t a, uint64_t b, uint64_t c, uint64_t& sum, uint64_t& carry) {
-  const uint64_t x = a ^ b;
-  sum = x ^ c;
-  carry = (a & b) | (x & c);
+// Words, one at a time or many in a register, added bit by bit.
+template <class Word>
+inline Word sum3(Word a, Word b, Word c) {
+#if defined(__AVX512BW__)
+  if constexpr (sizeof(Word) == 64) return (Word)_mm512_ternarylogic_epi64((__m512i)a, (__m512i)b, (__m512i)c, 0x96);
+#endif
+  return a ^ b ^ c;
 }
 
-// The bits of each entry's count, lowest plane first.
-inline void count_planes4(const uint64_t* v, uint64_t* plane) {
-  uint64_t sum, carry;
-  add3(v[0], v[1], v[2], sum, carry);
-  const uint64_t carry2 = sum & v[3];
-  plane[0] = sum ^ v[3], plane[1] = carry ^ carry2, plane[2] = carry & carry2, plane[3] = 0;
+template <class Word>
+inline Word carry3(Word a, Word b, Word c) {
+#if defined(__AVX512BW__)
+  if constexpr (sizeof(Word) == 64) return (Word)_mm512_ternarylogic_epi64((__m512i)a, (__m512i)b, (__m512i)c, 0xE8);
+#endif
+  return (a & b) | ((a ^ b) & c);
 }
 
-inline void count_planes8(const uint64_t* v, uint64_t* plane) {
-  uint64_t s1, k1, s2, k2, s3, k3, t, m1;
-  add3(v[0], v[1], v[2], s1, k1);
-  add3(v[3], v[4], v[5], s2, k2);
-  add3(s1, s2, v[6], s3, k3);
-  const uint64_t k4 = s3 & v[7];
-  add3(k1, k2, k3, t, m1);
-  const uint64_t m2 = t & k4;
+// The bits of each entry's count of set words, lowest plane first.
+template <class Word>
+inline void count_planes4(Word v0, Word v1, Word v2, Word v3, Word* plane) {
+  const Word sum = sum3(v0, v1, v2), carry = carry3(v0, v1, v2), carry2 = sum & v3;
+  plane[0] = sum ^ v3, plane[1] = carry ^ carry2, plane[2] = carry & carry2, plane[3] = Word{};
+}
+
+template <class Word>
+inline void count_planes8(const Word* v, Word* plane) {
+  const Word s1 = sum3(v[0], v[1], v[2]), k1 = carry3(v[0], v[1], v[2]), s2 = sum3(v[3], v[4], v[5]);
+  const Word k2 = carry3(v[3], v[4], v[5]), s3 = sum3(s1, s2, v[6]), k3 = carry3(s1, s2, v[6]), k4 = s3 & v[7];
+  const Word t = sum3(k1, k2, k3), m1 = carry3(k1, k2, k3), m2 = t & k4;
   plane[0] = s3 ^ v[7], plane[1] = t ^ k4, plane[2] = m1 ^ m2, plane[3] = m1 & m2;
 }
 
+#if !defined(__AVX2__)
 // The words of one line, rotated and negated, as the planes of its 64 entries (U = 8), or of two times 64 (U = 4).
 inline void planes_of(const uint8_t* line, uint64_t fields, uint64_t sign_mask, int64_t hashes, uint64_t (&plane)[2][4]) {
   uint64_t word[8], v[8];
@@ -73,10 +81,12 @@ inline void planes_of(const uint8_t* line, uint64_t fields, uint64_t sign_mask, 
   if (hashes == 8) {
     count_planes8(v, plane[0]);
   } else {
-    count_planes4(v, plane[0]);
-    count_planes4(v + 4, plane[1]);
+    count_planes4(v[0], v[1], v[2], v[3], plane[0]);
+    count_planes4(v[4], v[5], v[6], v[7], plane[1]);
   }
 }
+
+#endif
 
 inline int count_of(const uint64_t* plane, int64_t stride, int j) {
   int count = 0;
@@ -157,7 +167,7 @@ class LineStream {
  public:
   LineStream(const Shared& shared, const uint8_t* pool, float scale, const int64_t* ids, int64_t count)
       : shared_(shared), pool_(pool), ids_(ids), palette_(shared.num_hashes, scale), chunks_(shared.num_chunks()),
-        total_(count * chunks_), lines_(static_cast<uint64_t>(shared.slots / kLineBits)), sign_mask_(shared.signs ? 0x80 : 0) {
+        total_(count * chunks_), lines_(static_cast<uint32_t>(shared.slots / kLineBits)), sign_mask_(shared.signs ? 0x80 : 0) {
     for (int g = 0; g < kAhead; ++g) look_ahead();
   }
 
@@ -189,69 +199,66 @@ class LineStream {
     uint64_t fields[kGroup];
   };
 
-  // Hash the next group, and ask the memory for its lines. Behind the last unit the last one is repeated.
+  // Hash the next group, and ask the memory for its lines. Behind the last unit anything valid is repeated.
   void look_ahead() {
     if (next_ >= total_) return;
     Group& group = ring_[hashed_++ % kRing];
-    uint64_t id[kGroup], first[kGroup];
-    for (int j = 0; j < kGroup; ++j) {
-      id[j] = static_cast<uint64_t>(ids_[next_id_]);
-      first[j] = 2 * static_cast<uint64_t>(next_chunk_);
-      if (next_ + 1 < total_) {
-        ++next_;
-        if (++next_chunk_ == chunks_) next_chunk_ = 0, ++next_id_;
-      } else if (j == kGroup - 1) {
-        ++next_;
-      }
+    if (chunks_ == 1 && next_ + kGroup <= total_) {
+      hash(ids_ + next_, [](int) { return uint64_t{0}; }, group);
+      next_ += kGroup, next_id_ += kGroup;
+      return;
     }
+    int64_t id[kGroup];
+    uint64_t first[kGroup];
+    for (int j = 0; j < kGroup; ++j, ++next_) {
+      id[j] = ids_[next_ < total_ ? next_id_ : 0];
+      first[j] = 2 * static_cast<uint64_t>(next_chunk_);
+      if (++next_chunk_ == chunks_) next_chunk_ = 0, ++next_id_;
+    }
+    hash(id, [&](int j) { return first[j]; }, group);
+  }
+
+  // Draws first(j) and first(j) + 1 of each id: its line, and its fields.
+  template <class First>
+  void hash(const int64_t* ids, const First& first, Group& group) {
     uint64_t line[kGroup];
     for (int j = 0; j < kGroup; ++j) {
-      const uint64_t state = mix64(id[j] + shared_.key);
-      line[j] = ((draw(state, first[j]) >> 32) * lines_ >> 32) * 64;
-      group.fields[j] = draw(state, first[j] + 1);
+      const uint64_t state = id_state(shared_.key, ids[j]);
+      line[j] = static_cast<uint64_t>(static_cast<uint32_t>(draw(state, first(j)) >> 32)) * lines_ >> 32;
+      group.fields[j] = draw(state, first(j) + 1);
     }
     for (int j = 0; j < kGroup; ++j) {
-      group.line[j] = pool_ + line[j];
+      group.line[j] = pool_ + 64 * line[j];
       prefetch(group.line[j]);
     }
   }
 
   // The planes of a group: planes[part][p][r] is plane p of unit r.
   void sum(const Group& group, uint64_t (&planes)[2][4][kGroup]) const {
-#if defined(__AVX512BW__)
     const bool eight = shared_.num_hashes == 8;
-    __m512i v[8];
-    for (int r = 0; r < kGroup; ++r) {
-      const __m512i line = _mm512_loadu_si512(group.line[r]);
-      if (eight) {
-        const __m512i field = _mm512_cvtepu8_epi64(_mm_cvtsi64_si128(static_cast<int64_t>(group.fields[r])));
-        const __mmask8 negate = _mm512_test_epi64_mask(field, _mm512_set1_epi64(static_cast<int64_t>(sign_mask_)));
-        v[r] = _mm512_rorv_epi64(line, field);  // looks at the lowest six bits
-        v[r] = _mm512_mask_xor_epi64(v[r], negate, v[r], _mm512_set1_epi64(-1));
-      } else {
-        const __m128i four = _mm_cvtsi32_si128(static_cast<int>(group.fields[r]));
-        const __m512i field = _mm512_cvtepu8_epi64(_mm_unpacklo_epi8(four, four));  // a field for each half of a word
-        const __mmask8 negate = _mm512_test_epi64_mask(field, _mm512_set1_epi64(static_cast<int64_t>(sign_mask_)));
-        const __mmask8 turned = _mm512_test_epi64_mask(field, _mm512_set1_epi64(64));
-        const __m512i swapped = _mm512_shuffle_epi32(line, _MM_PERM_BADC);
-        const __m512i low = _mm512_mask_mov_epi64(line, turned, swapped), high = _mm512_mask_mov_epi64(swapped, turned, line);
-        const __m512i by = _mm512_and_si512(field, _mm512_set1_epi64(63));
-        const __m512i rest = _mm512_sub_epi64(_mm512_set1_epi64(64), by);  // a shift by 64 gives zero
-        v[r] = _mm512_or_si512(_mm512_srlv_epi64(low, by), _mm512_sllv_epi64(high, rest));
-        v[r] = _mm512_mask_xor_epi64(v[r], negate, v[r], _mm512_set1_epi64(-1));
+#if defined(__AVX2__)
+    for (int r = 0; r < kGroup; r += kWords) {
+      Words v[8], counted[4];
+      for (int i = 0; i < kWords; ++i) {
+        for (int piece = 0; piece < 8 / kWords; ++piece) {
+          v[piece * kWords + i] = eight ? turned8(group, r + i, piece) : turned4(group, r + i, piece);
+        }
       }
-    }
-    transpose(v);
-    if (eight) {
-      planes8(v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7], planes[0]);
-    } else {
-      planes4(v[0], v[2], v[4], v[6], planes[0]);
-      planes4(v[1], v[3], v[5], v[7], planes[1]);
+      for (int piece = 0; piece < 8 / kWords; ++piece) transpose(v + piece * kWords);
+      if (eight) {
+        count_planes8(v, counted);
+        for (int p = 0; p < 4; ++p) std::memcpy(&planes[0][p][r], &counted[p], sizeof(Words));
+      } else {
+        for (int part = 0; part < 2; ++part) {
+          count_planes4(v[part], v[2 + part], v[4 + part], v[6 + part], counted);
+          for (int p = 0; p < 4; ++p) std::memcpy(&planes[part][p][r], &counted[p], sizeof(Words));
+        }
+      }
     }
 #else
     for (int r = 0; r < kGroup; ++r) {
       uint64_t plane[2][4] = {};
-      planes_of(group.line[r], group.fields[r], sign_mask_, shared_.num_hashes, plane);
+      planes_of(group.line[r], group.fields[r], sign_mask_, eight ? 8 : 4, plane);
       for (int part = 0; part < 2; ++part) {
         for (int p = 0; p < 4; ++p) planes[part][p][r] = plane[part][p];
       }
@@ -260,12 +267,39 @@ class LineStream {
   }
 
 #if defined(__AVX512BW__)
+  static constexpr int kWords = 8;  // 64-bit words in a register
+  typedef uint64_t Words __attribute__((vector_size(64)));
+
+  // A line whose eight words are rotated and negated.
+  Words turned8(const Group& group, int r, int) const {
+    const __m512i field = _mm512_cvtepu8_epi64(_mm_cvtsi64_si128(static_cast<int64_t>(group.fields[r])));
+    const __m512i turned = _mm512_rorv_epi64(_mm512_loadu_si512(group.line[r]), field);  // looks at the lowest six bits
+    return negated(turned, field);
+  }
+
+  // The same for four words of 128 bits: the lower half of a word becomes what a shift takes from both.
+  Words turned4(const Group& group, int r, int) const {
+    const __m512i line = _mm512_loadu_si512(group.line[r]), swapped = _mm512_shuffle_epi32(line, _MM_PERM_BADC);
+    const __m128i four = _mm_cvtsi32_si128(static_cast<int>(group.fields[r]));
+    const __m512i field = _mm512_cvtepu8_epi64(_mm_unpacklo_epi8(four, four));  // a field for each half of a word
+    const __mmask8 far = _mm512_test_epi64_mask(field, _mm512_set1_epi64(64));
+    const __m512i low = _mm512_mask_mov_epi64(line, far, swapped), high = _mm512_mask_mov_epi64(swapped, far, line);
+    const __m512i by = _mm512_and_si512(field, _mm512_set1_epi64(63));
+    const __m512i rest = _mm512_sub_epi64(_mm512_set1_epi64(64), by);  // a shift by 64 gives zero
+    return negated(_mm512_or_si512(_mm512_srlv_epi64(low, by), _mm512_sllv_epi64(high, rest)), field);
+  }
+
+  Words negated(__m512i words, __m512i field) const {
+    const __mmask8 negate = _mm512_test_epi64_mask(field, _mm512_set1_epi64(static_cast<int64_t>(sign_mask_)));
+    return (Words)_mm512_mask_xor_epi64(words, negate, words, _mm512_set1_epi64(-1));
+  }
+
   // Lane u of row r becomes lane r of row u.
-  static void transpose(__m512i (&v)[8]) {
+  static void transpose(Words* v) {
     __m512i a[8], b[8];
     for (int k = 0; k < 4; ++k) {
-      a[2 * k] = _mm512_unpacklo_epi64(v[2 * k], v[2 * k + 1]);
-      a[2 * k + 1] = _mm512_unpackhi_epi64(v[2 * k], v[2 * k + 1]);
+      a[2 * k] = _mm512_unpacklo_epi64((__m512i)v[2 * k], (__m512i)v[2 * k + 1]);
+      a[2 * k + 1] = _mm512_unpackhi_epi64((__m512i)v[2 * k], (__m512i)v[2 * k + 1]);
     }
     for (int k = 0; k < 2; ++k) {
       for (int odd = 0; odd < 2; ++odd) {
@@ -274,31 +308,45 @@ class LineStream {
       }
     }
     for (int k = 0; k < 4; ++k) {
-      v[k] = _mm512_shuffle_i64x2(b[k], b[4 + k], 0x88);
-      v[4 + k] = _mm512_shuffle_i64x2(b[k], b[4 + k], 0xDD);
+      v[k] = (Words)_mm512_shuffle_i64x2(b[k], b[4 + k], 0x88);
+      v[4 + k] = (Words)_mm512_shuffle_i64x2(b[k], b[4 + k], 0xDD);
     }
   }
+#elif defined(__AVX2__)
+  static constexpr int kWords = 4;
+  typedef uint64_t Words __attribute__((vector_size(32)));
 
-  static __m512i sum3(__m512i a, __m512i b, __m512i c) { return _mm512_ternarylogic_epi64(a, b, c, 0x96); }
-  static __m512i carry3(__m512i a, __m512i b, __m512i c) { return _mm512_ternarylogic_epi64(a, b, c, 0xE8); }
-
-  static void planes8(__m512i v0, __m512i v1, __m512i v2, __m512i v3, __m512i v4, __m512i v5, __m512i v6, __m512i v7,
-                      uint64_t (&plane)[4][kGroup]) {
-    const __m512i s1 = sum3(v0, v1, v2), k1 = carry3(v0, v1, v2), s2 = sum3(v3, v4, v5), k2 = carry3(v3, v4, v5);
-    const __m512i s3 = sum3(s1, s2, v6), k3 = carry3(s1, s2, v6), k4 = _mm512_and_si512(s3, v7);
-    const __m512i t = sum3(k1, k2, k3), m1 = carry3(k1, k2, k3), m2 = _mm512_and_si512(t, k4);
-    _mm512_store_si512(plane[0], _mm512_xor_si512(s3, v7));
-    _mm512_store_si512(plane[1], _mm512_xor_si512(t, k4));
-    _mm512_store_si512(plane[2], _mm512_xor_si512(m1, m2));
-    _mm512_store_si512(plane[3], _mm512_and_si512(m1, m2));
+  // Four of a line's eight words, rotated and negated.
+  Words turned8(const Group& group, int r, int piece) const {
+    const __m256i line = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(group.line[r]) + piece);
+    const __m256i field = _mm256_cvtepu8_epi64(_mm_cvtsi32_si128(static_cast<int>(group.fields[r] >> (32 * piece))));
+    return shifted(line, line, field);
   }
 
-  static void planes4(__m512i v0, __m512i v1, __m512i v2, __m512i v3, uint64_t (&plane)[4][kGroup]) {
-    const __m512i sum = sum3(v0, v1, v2), carry = carry3(v0, v1, v2), carry2 = _mm512_and_si512(sum, v3);
-    _mm512_store_si512(plane[0], _mm512_xor_si512(sum, v3));
-    _mm512_store_si512(plane[1], _mm512_xor_si512(carry, carry2));
-    _mm512_store_si512(plane[2], _mm512_and_si512(carry, carry2));
-    _mm512_store_si512(plane[3], _mm512_setzero_si512());
+  // Two of a line's four words of 128 bits.
+  Words turned4(const Group& group, int r, int piece) const {
+    const __m256i line = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(group.line[r]) + piece);
+    const __m128i two = _mm_cvtsi32_si128(static_cast<int>(group.fields[r] >> (16 * piece)));
+    const __m256i field = _mm256_cvtepu8_epi64(_mm_unpacklo_epi8(two, two));
+    const __m256i swapped = _mm256_shuffle_epi32(line, 0x4E), far = _mm256_slli_epi64(field, 57);  // bit 6 to the top
+    const __m256d low = _mm256_blendv_pd((__m256d)line, (__m256d)swapped, (__m256d)far);
+    const __m256d high = _mm256_blendv_pd((__m256d)swapped, (__m256d)line, (__m256d)far);
+    return shifted((__m256i)low, (__m256i)high, field);
+  }
+
+  Words shifted(__m256i low, __m256i high, __m256i field) const {
+    const __m256i by = _mm256_and_si256(field, _mm256_set1_epi64x(63));
+    const __m256i rest = _mm256_sub_epi64(_mm256_set1_epi64x(64), by);  // a shift by 64 gives zero
+    const __m256i turned = _mm256_or_si256(_mm256_srlv_epi64(low, by), _mm256_sllv_epi64(high, rest));
+    const __m256i sign = _mm256_and_si256(field, _mm256_set1_epi64x(static_cast<int64_t>(sign_mask_)));
+    return (Words)_mm256_xor_si256(turned, _mm256_sub_epi64(_mm256_setzero_si256(), _mm256_srli_epi64(sign, 7)));
+  }
+
+  static void transpose(Words* v) {
+    const __m256i a = _mm256_unpacklo_epi64((__m256i)v[0], (__m256i)v[1]), b = _mm256_unpackhi_epi64((__m256i)v[0], (__m256i)v[1]);
+    const __m256i c = _mm256_unpacklo_epi64((__m256i)v[2], (__m256i)v[3]), d = _mm256_unpackhi_epi64((__m256i)v[2], (__m256i)v[3]);
+    v[0] = (Words)_mm256_permute2x128_si256(a, c, 0x20), v[1] = (Words)_mm256_permute2x128_si256(b, d, 0x20);
+    v[2] = (Words)_mm256_permute2x128_si256(a, c, 0x31), v[3] = (Words)_mm256_permute2x128_si256(b, d, 0x31);
   }
 #endif
 
@@ -307,7 +355,8 @@ class LineStream {
   const int64_t* ids_;
   const Palette palette_;
   const int64_t chunks_, total_;
-  const uint64_t lines_, sign_mask_;
+  const uint32_t lines_;
+  const uint64_t sign_mask_;
   int64_t next_ = 0, next_id_ = 0, next_chunk_ = 0;  // the unit that is hashed next
   int64_t hashed_ = 0, taken_ = 0;                   // groups
   Group ring_[kRing];

@@ -6,79 +6,27 @@
 #include <nanobind/ndarray.h>
 #include <numpy/arrayobject.h>
 
-#include <cstdlib>
 #include <cstring>
+#include <cstdlib>
 #include <memory>
 #include <mutex>
 #include <string>
 #include <vector>
 
-#include "kernels.hpp"
+#include "binding.hpp"
 #include "parallel.hpp"
 
 namespace nb = nanobind;
 using namespace nb::literals;
 
+using namespace hfh::binding;
+
 namespace {
 
-template <class T, int kDims>
-using In = nb::ndarray<const T, nb::ndim<kDims>, nb::c_contig, nb::device::cpu>;
-using Ids = In<int64_t, 1>;
-using Stored = In<uint8_t, 1>;
-using Floats = In<float, 1>;
-using Matrix = In<float, 2>;
 template <class T>
 using Places = nb::ndarray<T, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
 
 constexpr int64_t kKeepLockIds = 256;  // fewer ids are answered sooner than the lock is handed over
-
-// The kernels to use: the best that the processor has, or fewer where HFH_SIMD says so.
-const hfh::Kernels& kernels() {
-  static const hfh::Kernels& chosen = []() -> const hfh::Kernels& {
-#ifdef HFH_X86
-    const char* wanted = std::getenv("HFH_SIMD");
-    const std::string name = wanted ? wanted : "";
-    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-    if (avx512 && name != "portable" && name != "avx2") return hfh::kAvx512;
-    if (avx2 && name != "portable") return hfh::kAvx2;
-#endif
-    return hfh::kPortable;
-  }();
-  return chosen;
-}
-
-void require(bool condition, const char* what) {
-  if (!condition) throw nb::value_error(what);
-}
-
-// Facts checked so that every address lies in the pool.
-hfh::Shared shared_of(uint64_t key, int64_t slots, int bits, int64_t dim, int64_t num_hashes, int64_t chunk_size, int locality,
-                      int64_t lines, bool signs) {
-  require(bits == 1 || bits == 2 || bits == 4 || bits == 8 || bits == 16 || bits == 32, "bits must be 1, 2, 4, 8, 16 or 32");
-  require(slots >= 1 && slots <= (int64_t{1} << 48), "slots are out of range");
-  require(dim >= 1 && num_hashes >= 1 && chunk_size >= 1 && lines >= 1, "sizes must be at least 1");
-  require(dim <= 65536 && num_hashes <= hfh::kMaxHashes && chunk_size <= 65536 && lines <= hfh::kMaxHashes,
-          "sizes are out of range");
-  require(locality >= 0 && locality <= 3, "locality is out of range");
-  const auto form = static_cast<hfh::Locality>(locality);
-  const int64_t line_slots = hfh::kLineBits / bits;
-  switch (form) {
-    case hfh::Locality::kFree:
-    case hfh::Locality::kAligned:
-      require(chunk_size <= slots, "a chunk is longer than the pool");
-      break;
-    case hfh::Locality::kLine:
-      require(chunk_size <= line_slots && slots >= line_slots, "a chunk is longer than a line, or the pool shorter");
-      break;
-    case hfh::Locality::kWords:
-      require((chunk_size & (chunk_size - 1)) == 0 && chunk_size <= 128, "words must have a power of two of slots, at most 128");
-      require(num_hashes * chunk_size <= slots, "a line is longer than the pool");
-      break;
-  }
-  return {key, slots, bits, dim, num_hashes, chunk_size, form, lines, signs};
-}
 
 void addresses(uint64_t key, int64_t slots, int bits, int64_t dim, int64_t num_hashes, int64_t chunk_size, int locality,
                int64_t lines, bool signs, Ids ids, Places<int64_t> start, Places<int64_t> rotation, Places<bool> negative) {
@@ -117,6 +65,9 @@ class Table {
     table_.scale = scale;
     keep(pool);
   }
+
+  // A pool in training changes its scale with every step.
+  void set_scale(float scale) { table_.scale = scale; }
 
   void set_bilinear(Floats linear, Matrix quadratic) {
     const size_t hashes = table_.shared.num_hashes;
@@ -341,9 +292,26 @@ bool import_numpy() { return _import_array() >= 0; }
 
 }  // namespace
 
+const hfh::Kernels& hfh::binding::kernels() {
+  static const hfh::Kernels& chosen = []() -> const hfh::Kernels& {
+#ifdef HFH_X86
+    const char* wanted = std::getenv("HFH_SIMD");
+    const std::string name = wanted ? wanted : "";
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    if (avx512 && name != "portable" && name != "avx2") return hfh::kAvx512;
+    if (avx2 && name != "portable") return hfh::kAvx2;
+#endif
+    return hfh::kPortable;
+  }();
+  return chosen;
+}
+
 NB_MODULE(_native, m) {
   if (!import_numpy()) throw nb::python_error();
   m.doc() = "Compiled kernels; hfh_embed.kernels.native_backend is their only user.";
+  nb::set_leak_warnings(false);  // what lives until the interpreter ends is no leak
   m.attr("SIMD") = kernels().name;
   m.def("addresses", &addresses, "key"_a, "slots"_a, "bits"_a, "dim"_a, "num_hashes"_a, "chunk_size"_a, "locality"_a, "lines"_a,
         "signs"_a, "ids"_a.noconvert(), "start"_a.noconvert(), "rotation"_a.noconvert(), "negative"_a.noconvert());
@@ -352,6 +320,7 @@ NB_MODULE(_native, m) {
            "padding_id"_a, "refuse_unknown"_a, "zero_unknown"_a)
       .def("set_shared", &Table::set_shared, "key"_a, "slots"_a, "bits"_a, "dim"_a, "num_hashes"_a, "chunk_size"_a,
            "locality"_a, "lines"_a, "signs"_a, "pool"_a.noconvert(), "scale"_a)
+      .def("set_scale", &Table::set_scale, "scale"_a)
       .def("set_bilinear", &Table::set_bilinear, "linear"_a.noconvert(), "quadratic"_a.noconvert())
       .def("set_mlp", &Table::set_mlp, "w1"_a.noconvert(), "b1"_a.noconvert(), "w2"_a.noconvert(), "b2"_a.noconvert())
       .def("set_private", &Table::set_private, "values"_a.noconvert(), "bits"_a, "count"_a, "scale"_a, "row_scale"_a.none(),
@@ -361,7 +330,8 @@ NB_MODULE(_native, m) {
       .def("set_residual", &Table::set_residual, "w1"_a.noconvert(), "b1"_a.noconvert(), "w2"_a.noconvert(),
            "b2"_a.noconvert())
       .def("lookup", &Table::lookup, "ids"_a.none(), "dtype"_a.none(), "num_threads"_a = 1)
-      .def("rows", &Table::rows, "ids"_a.noconvert(), "out"_a, "num_threads"_a)
+      .def("rows", &Table::rows, "ids"_a.noconvert(), "out"_a, "num_threads"_a = 1)
       .def("bag", &Table::bag, "ids"_a.noconvert(), "bounds"_a.noconvert(), "weights"_a.none(), "mode"_a, "out"_a,
            "num_threads"_a);
+  bind_training(m);
 }

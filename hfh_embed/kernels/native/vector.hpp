@@ -49,6 +49,18 @@ inline Vec multiply_add(Vec a, Vec b, Vec c) {
 #endif
 }
 
+inline Vec square_root(Vec a) {
+#if defined(__AVX512F__)
+  return (Vec)_mm512_sqrt_ps((__m512)a);
+#elif defined(__AVX2__)
+  return (Vec)_mm256_sqrt_ps((__m256)a);
+#else
+  Vec root;
+  for (int k = 0; k < kLanes; ++k) root[k] = __builtin_sqrtf(a[k]);
+  return root;
+#endif
+}
+
 inline void prefetch(const void* at) { __builtin_prefetch(at); }
 
 }  // namespace HFH_ISA

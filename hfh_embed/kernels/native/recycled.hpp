@@ -1,0 +1,66 @@
+// Large arrays whose memory is used again: a fresh one costs a page fault for every 4 KiB, more than the rows in it.
+//
+// At most kKept bytes wait to be used again; what an array holds goes back when the last reference to it is dropped.
+#pragma once
+
+#include <cstdlib>
+#include <mutex>
+#include <new>
+#include <vector>
+
+namespace hfh {
+
+class Recycled {
+ public:
+  static constexpr size_t kKept = size_t{256} << 20, kLeast = size_t{1} << 20;
+
+  struct Block {
+    void* data;
+    size_t size;
+  };
+
+  // A block of at least ``size`` bytes, on a cache line; a waiting one that wastes less than half, or a new one.
+  static Block take(size_t size) {
+    Recycled& all = instance();
+    {
+      const std::lock_guard<std::mutex> lock(all.mutex_);
+      for (size_t i = 0; i < all.waiting_.size(); ++i) {
+        const Block block = all.waiting_[i];
+        if (block.size < size || block.size / 2 > size) continue;
+        all.waiting_.erase(all.waiting_.begin() + static_cast<ptrdiff_t>(i));
+        all.kept_ -= block.size;
+        return block;
+      }
+    }
+    const size_t whole = (size + 4095) / 4096 * 4096;
+    void* data = std::aligned_alloc(64, whole);
+    if (data == nullptr) throw std::bad_alloc();
+    return {data, whole};
+  }
+
+  static void give_back(Block block) noexcept {
+    Recycled& all = instance();
+    {
+      const std::lock_guard<std::mutex> lock(all.mutex_);
+      if (block.size >= kLeast && all.kept_ + block.size <= kKept && all.waiting_.size() < all.waiting_.capacity()) {
+        all.waiting_.push_back(block);
+        all.kept_ += block.size;
+        return;
+      }
+    }
+    std::free(block.data);
+  }
+
+ private:
+  Recycled() { waiting_.reserve(64); }
+  static Recycled& instance() {
+    static Recycled* all = new Recycled;  // never destroyed: arrays may outlive everything else
+    return *all;
+  }
+
+  std::mutex mutex_;
+  std::vector<Block> waiting_;
+  size_t kept_ = 0;
+};
+
+}  // namespace hfh

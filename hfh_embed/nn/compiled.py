@@ -1,0 +1,171 @@
+"""The compiled kernels in training: rows out of the pool's packed values, as a snapshot gives them, and gradients by line.
+
+Autograd would make a gradient as large as the pool for every table that reads it. Here all tables' rows hang on one *gate*,
+a scalar that stands for the pool's values: their backward passes collect (ids, gradients of rows), and the gate's, which
+autograd runs last, makes one gradient of them. A pool optimizer (``optim.py``) takes what was collected as it is instead.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from hfh_embed.kernels import native_chosen
+from hfh_embed.spec import LINE_BITS, Locality, Reconstruction, SharedSpec
+
+if TYPE_CHECKING:
+    from hfh_embed.kernels._native import Table
+    from hfh_embed.kernels.native_backend import Facts
+    from hfh_embed.nn.pool import Pool
+
+__all__ = ["CompiledPool", "is_line_form"]
+
+
+def is_line_form(shared: SharedSpec, bits: int) -> bool:
+    """Whether a shared part reads whole lines of a 1-bit pool in words: what a pool optimizer steps through."""
+    words = shared.locality is Locality.WORDS and shared.num_hashes in (4, 8)
+    return bits == 1 and words and shared.num_hashes * shared.chunk_size == LINE_BITS
+
+
+class CompiledPool:
+    """What a pool's compiled path keeps between calls. Made by the pool where :meth:`serves` says so."""
+
+    def __init__(self, pool: Pool) -> None:
+        from hfh_embed.kernels._native import Gradients
+
+        assert pool.spec is not None
+        self._spec, self._store = pool.spec, pool.store
+        self._tables: dict[SharedSpec, Table] = {}
+        self._stored: npt.NDArray[np.uint8] | None = None
+        self._stored_of: tuple[int, int] | None = None
+        self._gate: Tensor | None = None
+        self._gate_of: Tensor | None = None
+        self.collected = Gradients(pool.spec.slots)
+        self.taker: weakref.ref[object] | None = None  # the optimizer that takes what is collected
+
+    @staticmethod
+    def serves(pool: Pool) -> bool:
+        """Whether the kernels can do this pool's work: they are installed, and sum float32 values on the CPU."""
+        if pool.spec is None or pool.spec.reconstruction is not Reconstruction.SUM:
+            return False
+        values = pool.store.values
+        return (
+            native_chosen()
+            and values.device.type == "cpu"
+            and values.dtype == torch.float32
+            and not torch.compiler.is_compiling()
+        )
+
+    @property
+    def is_taken(self) -> bool:
+        """Whether an optimizer wants the collected gradients, so that none is made of the whole pool."""
+        return self.taker is not None and self.taker() is not None
+
+    def values(self) -> npt.NDArray[np.float32]:
+        """The masters, (S,), shared with the parameter."""
+        array: npt.NDArray[np.float32] = self._store.values.detach().reshape(-1).numpy()
+        return array
+
+    def stored(self) -> npt.NDArray[np.uint8]:
+        """The values' bytes as a snapshot holds them, made anew when the values have changed."""
+        from hfh_embed.kernels._native import pack
+
+        values, bits = self.values(), self._spec.bits
+        now = (self._store.values._version, self._store.values.data_ptr())
+        if self._stored_of == now and self._stored is not None:
+            return self._stored
+        if bits >= 16:
+            self._stored = (values.astype(np.float16) if bits == 16 else values).view(np.uint8)
+            self._tables.clear()  # they point at the bytes
+        else:
+            if self._stored is None:
+                self._stored = np.empty(self._spec.slots * bits // 8, dtype=np.uint8)
+            pack(values, bits, float(self._store.table_half_step()), self._stored, torch.get_num_threads())
+        self._stored_of = now
+        return self._stored
+
+    def keep_stored(self) -> None:
+        """Say that the bytes were changed together with the values."""
+        self._stored_of = (self._store.values._version, self._store.values.data_ptr())
+
+    def rows(self, shared: SharedSpec, ids: Tensor, multiplier: float, factor: float) -> Tensor:
+        """``multiplier`` times the summed levels of ids (B,), (B, dim). ``factor`` is what a value counts in a row's gradient."""
+        from hfh_embed.kernels._native import Table
+        from hfh_embed.kernels.native_backend import shared_facts
+
+        stored, facts = self.stored(), shared_facts(shared, self._spec)
+        if (table := self._tables.get(shared)) is None:
+            table = self._tables[shared] = Table(2**63 - 1, shared.dim, shared.dim, -1, False, False)
+            table.set_shared(*facts, stored, 1.0)
+        table.set_scale(multiplier)
+        ids = ids.contiguous()
+        values = self._store.values
+        if not (torch.is_grad_enabled() and values.requires_grad):
+            return _computed(table, ids, shared.dim)
+        if self._gate is None or self._gate_of is not values:
+            self._gate, self._gate_of = _Gate.apply(values, weakref.ref(self)), values  # type: ignore[no-untyped-call]
+        rows: Tensor = _Rows.apply(self._gate, self, table, facts, ids, factor)  # type: ignore[no-untyped-call]
+        return rows
+
+    def collect(self, facts: Facts, ids: Tensor, grads: Tensor, factor: float) -> None:
+        """Take the gradients of rows (B, dim)."""
+        self.collected.add(*facts, ids.numpy(), grads.float().contiguous().numpy(), factor)
+
+    def gradient(self) -> Tensor | None:
+        """What was collected as one gradient of the values, (1, S); None when an optimizer takes it."""
+        if self.is_taken or not len(self.collected):
+            return None
+        gradient = torch.zeros_like(self._store.values)
+        self.collected.into(gradient.reshape(-1).numpy(), torch.get_num_threads())
+        self.collected.clear()
+        return gradient
+
+
+def _computed(table: Table, ids: Tensor, dim: int) -> Tensor:
+    from hfh_embed.kernels._native import recycled
+
+    rows = torch.from_numpy(recycled(len(ids), dim))
+    table.rows(ids.numpy(), rows.numpy(), torch.get_num_threads())
+    return rows
+
+
+class _Gate(torch.autograd.Function):
+    """A zero that stands for a pool's values; its backward pass runs when all rows' have run."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, compiled: weakref.ref[CompiledPool]) -> Tensor:
+        ctx.compiled = compiled  # weak, since the pool keeps the gate
+        return values.new_zeros(())
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None]:
+        compiled = ctx.compiled()
+        return (compiled.gradient() if compiled is not None else None), None
+
+
+class _Rows(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        gate: Tensor,
+        compiled: CompiledPool,
+        table: Table,
+        facts: Facts,
+        ids: Tensor,
+        factor: float,
+    ) -> Tensor:
+        ctx.compiled, ctx.facts, ctx.ids, ctx.factor = compiled, facts, ids, factor
+        return _computed(table, ids, facts[3])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None, None]:
+        ctx.compiled.collect(ctx.facts, ctx.ids, grads[0], ctx.factor)
+        return grads[0].new_zeros(()), None, None, None, None, None

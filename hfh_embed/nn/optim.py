@@ -1,0 +1,163 @@
+"""Optimizers for pools: they step through the lines that a batch touched, and through nothing else.
+
+An ordinary torch optimizer works on a pool too, but needs a gradient of the whole pool and reads and writes every value at
+every step. These take the gradients of rows as the backward pass left them, sum them line by line in the processor's cache,
+and update and round each line in the same pass. Where that is not possible (a pool on a GPU, another form than the line
+form, no compiled kernels) they take the whole gradient and do the same arithmetic in torch.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hfh_embed.errors import SpecError
+from hfh_embed.nn.compiled import CompiledPool, is_line_form
+from hfh_embed.nn.pool import Pool
+
+__all__ = ["PoolAdam", "PoolSGD"]
+
+
+class _PoolOptimizer(torch.optim.Optimizer):
+    """The pools of a model; everything else in it needs an optimizer of its own."""
+
+    def __init__(self, pools: Pool | nn.Module | Iterable[Pool], defaults: dict[str, Any]) -> None:
+        if isinstance(pools, nn.Module):
+            pools = [module for module in pools.modules() if isinstance(module, Pool)]
+        self._pools = {id(pool.store.values): pool for pool in pools if pool.spec is not None}
+        if not self._pools:
+            raise SpecError("no pool to optimize; give pools, or a model that has one")
+        if not defaults["lr"] > 0:
+            raise SpecError(f"lr is {defaults['lr']!r}; give a positive number")
+        super().__init__([pool.store.values for pool in self._pools.values()], defaults)
+        for pool in self._pools.values():
+            if (compiled := _by_lines(pool)) is not None:
+                compiled.taker = weakref.ref(self)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget gradients, those that were collected for lines included."""
+        super().zero_grad(set_to_none)
+        for pool in self._pools.values():
+            if pool.compiled is not None:
+                pool.compiled.collected.clear()
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Update every pool that got gradients since the last ``zero_grad``."""
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        if distributed and torch.distributed.get_world_size() > 1:
+            raise SpecError(
+                "a pool optimizer does not average over processes; with DistributedDataParallel use an optimizer of torch"
+            )
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for values in group["params"]:
+                pool = self._pools[id(values)]
+                compiled = _by_lines(pool)
+                if compiled is not None and len(compiled.collected):
+                    self._step_lines(pool, compiled, group)
+                elif values.grad is not None:
+                    self._step_dense(values, values.grad, group)
+        return loss
+
+    def _step_lines(self, pool: Pool, compiled: CompiledPool, group: dict[str, Any]) -> None:
+        values, state = pool.store.values, self.state[pool.store.values]
+        if "sum_of_squares" not in state:
+            state["sum_of_squares"] = torch.linalg.vector_norm(values, dtype=torch.float64).square()
+        stored = compiled.stored()
+        state["sum_of_squares"] += self._update(compiled, stored, state, group)
+        torch.autograd.graph.increment_version(values)
+        pool.store.know_rms((state["sum_of_squares"] / values.numel()).clamp_min(0).sqrt())
+        compiled.keep_stored()
+
+    def _update(self, compiled: CompiledPool, stored: Any, state: dict[str, Any], group: dict[str, Any]) -> float:
+        raise NotImplementedError
+
+    def _step_dense(self, values: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
+        raise NotImplementedError
+
+
+class PoolSGD(_PoolOptimizer):
+    """Gradient descent on pools.
+
+    Args:
+        pools: a pool, several, or a model whose pools are meant.
+        lr: the learning rate.
+    """
+
+    def __init__(self, pools: Pool | nn.Module | Iterable[Pool], lr: float) -> None:
+        super().__init__(pools, {"lr": lr})
+
+    def _update(self, compiled: CompiledPool, stored: Any, state: dict[str, Any], group: dict[str, Any]) -> float:
+        return compiled.collected.sgd(compiled.values(), stored, group["lr"], torch.get_num_threads())
+
+    def _step_dense(self, values: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
+        values.add_(grad, alpha=-group["lr"])
+
+
+class PoolAdam(_PoolOptimizer):
+    """Adam on pools, lazily: the moments of a line stay as they are while it is not touched, as in torch's SparseAdam.
+
+    Args:
+        pools: a pool, several, or a model whose pools are meant.
+        lr, betas, eps: as ``torch.optim.SparseAdam``.
+    """
+
+    def __init__(
+        self,
+        pools: Pool | nn.Module | Iterable[Pool],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+    ) -> None:
+        if not (0 <= betas[0] < 1 and 0 <= betas[1] < 1):
+            raise SpecError(f"betas are {betas!r}; give two numbers from 0 up to, but below, 1")
+        if not eps > 0:
+            raise SpecError(f"eps is {eps!r}; give a positive number")
+        super().__init__(pools, {"lr": lr, "betas": betas, "eps": eps})
+
+    def _moments(self, values: Tensor, state: dict[str, Any], group: dict[str, Any]) -> float:
+        """Count a step; the learning rate with both bias corrections."""
+        if "step" not in state:
+            state["step"] = 0
+            state["first_moment"] = torch.zeros_like(values)
+            state["second_moment"] = torch.zeros_like(values)
+        state["step"] += 1
+        beta1, beta2 = group["betas"]
+        return float(group["lr"]) * math.sqrt(1 - beta2 ** state["step"]) / (1 - beta1 ** state["step"])
+
+    def _update(self, compiled: CompiledPool, stored: Any, state: dict[str, Any], group: dict[str, Any]) -> float:
+        values = compiled.values()
+        rate = self._moments(torch.from_numpy(values), state, group)
+        first, second = (state[name].reshape(-1).numpy() for name in ("first_moment", "second_moment"))
+        beta1, beta2 = group["betas"]
+        return compiled.collected.adam(
+            values, first, second, stored, rate, beta1, beta2, group["eps"], torch.get_num_threads()
+        )
+
+    def _step_dense(self, values: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
+        state = self.state[values]
+        rate = self._moments(values, state, group)
+        beta1, beta2 = group["betas"]
+        touched = grad != 0
+        first, second = state["first_moment"], state["second_moment"]
+        first.copy_(torch.where(touched, first * beta1 + grad * (1 - beta1), first))
+        second.copy_(torch.where(touched, second * beta2 + grad.square() * (1 - beta2), second))
+        values.sub_(torch.where(touched, rate * first / (second.sqrt() + group["eps"]), 0))
+
+
+def _by_lines(pool: Pool) -> CompiledPool | None:
+    """The pool's compiled path, if all its tables have the line form."""
+    compiled = pool.compiled_path()
+    if compiled is None or pool.spec is None:
+        return None
+    shared = [table.shared for table in pool.plan.tables if table.shared is not None]
+    return compiled if all(is_line_form(part, pool.spec.bits) for part in shared) else None
