@@ -30,6 +30,9 @@ def addresses(
 ) -> None:
     """Write the addresses of ids (B,), each (B, C, U)."""
 
+def gather(table: F32, ids: I64, out: F32) -> None:
+    """Rows of an uncompressed (N, D) table into out (B, D), prefetched: what lookups are compared with."""
+
 class Table:
     """One table with the arrays that it points at; ValueError for facts or sizes that would leave them."""
 

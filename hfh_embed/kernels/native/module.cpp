@@ -45,6 +45,14 @@ void addresses(uint64_t key, int64_t slots, int bits, int64_t dim, int64_t num_h
   }
 }
 
+// Rows of an uncompressed (N, D) table into ``out`` (B, D).
+void gather(Matrix table, Ids ids, nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu> out) {
+  require(out.shape(0) == ids.size() && out.shape(1) == table.shape(1), "out has the wrong shape");
+  const std::vector<int64_t> own(ids.data(), ids.data() + ids.size());
+  for (const int64_t id : own) require(static_cast<uint64_t>(id) < table.shape(0), "an id is outside the table");
+  kernels().gather(table.data(), static_cast<int64_t>(table.shape(1)), own.data(), static_cast<int64_t>(own.size()), out.data());
+}
+
 // One table with everything that its rows are computed from; keeps the arrays alive.
 class Table {
  public:
@@ -315,6 +323,7 @@ NB_MODULE(_native, m) {
   m.attr("SIMD") = kernels().name;
   m.def("addresses", &addresses, "key"_a, "slots"_a, "bits"_a, "dim"_a, "num_hashes"_a, "chunk_size"_a, "locality"_a, "lines"_a,
         "signs"_a, "ids"_a.noconvert(), "start"_a.noconvert(), "rotation"_a.noconvert(), "negative"_a.noconvert());
+  m.def("gather", &gather, "table"_a.noconvert(), "ids"_a.noconvert(), "out"_a.noconvert());
   nb::class_<Table>(m, "Table")
       .def(nb::init<int64_t, int64_t, int64_t, int64_t, bool, bool>(), "num_embeddings"_a, "embedding_dim"_a, "latent_dim"_a,
            "padding_id"_a, "refuse_unknown"_a, "zero_unknown"_a)
