@@ -125,6 +125,10 @@ class Table:
         """
         if mode not in get_args(Mode):
             raise InputError(f"mode is {mode!r}; allowed are sum, mean and max")
+        if not include_last_offset and (mode == "sum" or per_sample_weights is None):
+            plain = self._kernel.plain_bag(ids, offsets, per_sample_weights, mode, dtype, num_threads)
+            if plain is not None:
+                return plain
         wanted = _ids(ids)
         flat = wanted.reshape(-1)
         bounds = _bounds(wanted, offsets, include_last_offset)

@@ -35,6 +35,11 @@ class Kernel(Protocol):
         ``error``. ``out`` is then unspecified.
         """
 
+    def plain_bag(
+        self, ids: Any, offsets: Any, weights: Any, mode: Mode, dtype: Any, num_threads: int = 1
+    ) -> npt.NDArray[Any] | None:
+        """The short way for 1-D ids with the begins of the bags: a new array, or None where :meth:`bag` has to be asked."""
+
     def bag(
         self,
         ids: npt.NDArray[np.int64],

@@ -74,6 +74,11 @@ class Table:
     def rows(self, ids: I64, out: npt.NDArray[Any], num_threads: int = 1) -> int:
         """Write rows into ``out`` (B, D), float32 or float16: -1, or the position of the first id that is refused."""
 
+    def plain_bag(
+        self, ids: Any, offsets: Any, weights: Any, mode: int, dtype: Any, num_threads: int
+    ) -> npt.NDArray[Any] | None:
+        """Bags in a new array; None where the plain case does not apply, or an argument or id is refused."""
+
     def bag(
         self, ids: I64, bounds: I64, weights: F32 | None, mode: int, out: npt.NDArray[Any], num_threads: int
     ) -> int:

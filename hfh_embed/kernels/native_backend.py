@@ -53,6 +53,11 @@ class NativeKernel:
         self.lookup = self._table.lookup
         self.rows = self._table.rows
 
+    def plain_bag(
+        self, ids: Any, offsets: Any, weights: Any, mode: Mode, dtype: Any, num_threads: int = 1
+    ) -> npt.NDArray[Any] | None:
+        return self._table.plain_bag(ids, offsets, weights, MODES.index(mode), dtype, num_threads)
+
     def bag(
         self,
         ids: Ids,

@@ -38,6 +38,11 @@ class NumpyKernel:
     def lookup(self, ids: Any, dtype: Any, num_threads: int = 1) -> npt.NDArray[Any] | None:
         return None
 
+    def plain_bag(
+        self, ids: Any, offsets: Any, weights: Any, mode: Mode, dtype: Any, num_threads: int = 1
+    ) -> npt.NDArray[Any] | None:
+        return None
+
     def rows(self, ids: Ids, out: npt.NDArray[Any], num_threads: int = 1) -> int:
         refused = self._refused(ids)
         if refused < 0:

@@ -10,7 +10,7 @@
 namespace hfh {
 namespace HFH_ISA {
 
-constexpr int64_t kAheadAddresses = 256;  // fetches whose memory is asked for before they are used
+constexpr int64_t kRingAddresses = 256;  // fetches whose memory is asked for before they are used
 
 // The addresses of one id, chunk by chunk.
 class Addresser {
@@ -73,8 +73,9 @@ class FetchStream {
  public:
   FetchStream(const Shared& shared, Bytes pool, const int64_t* ids, int64_t count)
       : shared_(shared), pool_(pool), ids_(ids), chunks_(shared.num_chunks()), total_(count * chunks_),
-        ahead_(most(1, kAheadAddresses / shared.num_hashes)), addresser_(shared) {
-    while (next_ < least(ahead_, total_)) look_ahead();
+        addresser_(shared) {
+    while (2 * (mask_ + 1) * shared.num_hashes <= kRingAddresses) mask_ = 2 * mask_ + 1;
+    while (next_ < least(mask_, total_)) look_ahead();
   }
 
   // The next row's sums of few-bit levels times ``scale``, or of floats.
@@ -87,7 +88,8 @@ class FetchStream {
         const int64_t entries = least(kPart, used - part);
         float* to = row + first + part;
         if (shared_.bits <= 8) {
-          int32_t sums[kPart] = {};
+          alignas(64) int32_t sums[kPart + kLanes];
+          std::memset(sums, 0, static_cast<size_t>(entries + kLanes) * 4);
           for (int64_t u = 0; u < hashes; ++u) {
             runs(where[u], part, entries, [&](int64_t at, int64_t slot, int64_t length) {
               add_levels(pool_, shared_.bits, slot, length, where[u].negative ? -1 : 1, sums + at);
@@ -95,8 +97,13 @@ class FetchStream {
           }
           for (int64_t j = 0; j < entries; ++j) to[j] = static_cast<float>(sums[j]) * scale + 0.0f;
         } else {
-          float sums[kPart] = {};
-          for (int64_t u = 0; u < hashes; ++u) fetch(where[u], part, entries, [&](int64_t j, float v) { sums[j] += v; });
+          alignas(64) float sums[kPart];
+          std::memset(sums, 0, static_cast<size_t>(entries) * 4);
+          for (int64_t u = 0; u < hashes; ++u) {
+            runs(where[u], part, entries, [&](int64_t at, int64_t slot, int64_t length) {
+              add_values(pool_, shared_.bits, slot, length, where[u].negative ? -1.0f : 1.0f, sums + at);
+            });
+          }
           for (int64_t j = 0; j < entries; ++j) to[j] = sums[j] * scale + 0.0f;
         }
       }
@@ -110,8 +117,10 @@ class FetchStream {
       const int64_t first = c * shared_.chunk_size, used = least(shared_.chunk_size, shared_.dim - first);
       for (int64_t u = 0; u < shared_.num_hashes; ++u) {
         float* to = values + u * shared_.dim + first;
-        const float weight = weights ? weights[u] : 1.0f;
-        fetch(where[u], 0, used, [&](int64_t j, float v) { to[j] = v * weight; });
+        const float weight = (weights ? weights[u] : 1.0f) * (where[u].negative ? -1.0f : 1.0f);
+        runs(where[u], 0, used, [&](int64_t at, int64_t slot, int64_t length) {
+          set_values(pool_, shared_.bits, slot, length, weight, to + at);
+        });
       }
     }
   }
@@ -128,38 +137,32 @@ class FetchStream {
     if (wraps < count) use(wraps, where.start + (from + wraps) % size, count - wraps);
   }
 
-  template <class Use>
-  void fetch(const Address& where, int64_t part, int64_t count, const Use& use) const {
-    const float sign = where.negative ? -1.0f : 1.0f;
-    runs(where, part, count, [&](int64_t at, int64_t slot, int64_t length) {
-      each_value(pool_, shared_.bits, slot, length, [&](int64_t j, float v) { use(at + j, v * sign); });
-    });
-  }
-
   void look_ahead() {
-    if (next_ % chunks_ == 0) addresser_.begin(ids_[next_ / chunks_]);
-    Address* where = ring_ + next_ % (ahead_ + 1) * shared_.num_hashes;
-    addresser_.chunk(next_ % chunks_, where);
-    const int64_t run_bytes = shared_.chunk_size * shared_.bits / 8;
+    if (next_chunk_ == 0) addresser_.begin(ids_[next_id_]);
+    Address* where = ring_ + (next_++ & mask_) * shared_.num_hashes;
+    addresser_.chunk(next_chunk_, where);
+    if (++next_chunk_ == chunks_) next_chunk_ = 0, ++next_id_;
+    const int64_t run_bytes = (shared_.chunk_size * shared_.bits + 7) / 8;
     for (int64_t u = 0; u < shared_.num_hashes; ++u) {
       const uint8_t* from = pool_.data + where[u].start * shared_.bits / 8;
-      for (int64_t b = 0; b <= least(run_bytes, 512); b += 64) prefetch(from + b);
+      for (int64_t b = 0; b < least(run_bytes, 512); b += 64) prefetch(from + b);
+      prefetch(from + run_bytes);
     }
-    ++next_;
   }
 
   const Address* next_chunk() {
     if (next_ < total_) look_ahead();
-    return ring_ + taken_++ % (ahead_ + 1) * shared_.num_hashes;
+    return ring_ + (taken_++ & mask_) * shared_.num_hashes;
   }
 
   const Shared& shared_;
   const Bytes pool_;
   const int64_t* ids_;
-  const int64_t chunks_, total_, ahead_;
+  const int64_t chunks_, total_;
   Addresser addresser_;
-  int64_t next_ = 0, taken_ = 0;
-  Address ring_[kAheadAddresses + kMaxHashes];
+  int64_t mask_ = 1;  // of places in the ring, a chunk each; all but one hold chunks to come
+  int64_t next_ = 0, next_chunk_ = 0, next_id_ = 0, taken_ = 0;
+  Address ring_[kRingAddresses];
 };
 
 }  // namespace HFH_ISA

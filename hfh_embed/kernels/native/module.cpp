@@ -140,14 +140,10 @@ class Table {
   // The rows of ids as a new array, or None where the plain case does not apply: ids that are no contiguous int64 array,
   // another dtype than numpy's float32 or float16, or an id that is refused.
   nb::object lookup(nb::handle ids, nb::handle dtype, int num_threads) const {
-    if (!PyArray_CheckExact(ids.ptr())) return nb::none();
-    auto* given = reinterpret_cast<PyArrayObject*>(ids.ptr());
     const bool half = dtype.ptr() == half_type();
+    PyArrayObject* given = plain_array(ids, NPY_INT64);
+    if (given == nullptr || PyArray_NDIM(given) > 30 || (!half && dtype.ptr() != float_type())) return nb::none();
     const int dims = PyArray_NDIM(given);
-    if (PyArray_TYPE(given) != NPY_INT64 || !PyArray_IS_C_CONTIGUOUS(given) || !PyArray_ISBEHAVED_RO(given) || dims > 30 ||
-        (!half && dtype.ptr() != float_type())) {
-      return nb::none();
-    }
     npy_intp shape[32];
     std::memcpy(shape, PyArray_DIMS(given), dims * sizeof(npy_intp));
     shape[dims] = table_.embedding_dim;
@@ -158,6 +154,38 @@ class Table {
     void* out = PyArray_DATA(reinterpret_cast<PyArrayObject*>(made));
     if (compute(first, PyArray_SIZE(given), out, half, num_threads) >= 0) return nb::none();
     return rows;
+  }
+
+  // Bags as a new array (bags, D), or None where the plain case does not apply: 1-D ids and offsets (of the bags' begins, from
+  // 0, ascending) that are int64 arrays, weights that are None or a float32 array; or where an argument or id is refused.
+  nb::object plain_bag(nb::handle ids, nb::handle offsets, nb::handle weights, int mode, nb::handle dtype, int num_threads) const {
+    const bool half = dtype.ptr() == half_type();
+    PyArrayObject *given = plain_array(ids, NPY_INT64), *begins = plain_array(offsets, NPY_INT64);
+    if (given == nullptr || begins == nullptr || PyArray_NDIM(given) != 1 || PyArray_NDIM(begins) != 1 ||
+        (!half && dtype.ptr() != float_type())) {
+      return nb::none();
+    }
+    const int64_t count = PyArray_SIZE(given), bags = PyArray_SIZE(begins);
+    const float* weight = nullptr;
+    if (!weights.is_none()) {
+      PyArrayObject* factors = plain_array(weights, NPY_FLOAT);
+      if (factors == nullptr || PyArray_NDIM(factors) != 1 || PyArray_SIZE(factors) != count) return nb::none();
+      weight = static_cast<const float*>(PyArray_DATA(factors));
+    }
+    const auto* begin = static_cast<const int64_t*>(PyArray_DATA(begins));
+    std::vector<int64_t> bounds(begin, begin + bags);
+    bounds.push_back(count);
+    if (bags < 1 || bounds[0] != 0) return nb::none();
+    for (int64_t b = 0; b < bags; ++b) {
+      if (bounds[b] > bounds[b + 1]) return nb::none();
+    }
+    npy_intp shape[2] = {bags, table_.embedding_dim};
+    PyObject* made = PyArray_SimpleNew(2, shape, half ? NPY_HALF : NPY_FLOAT);
+    if (made == nullptr) throw nb::python_error();
+    nb::object rows = nb::steal(made);
+    void* out = PyArray_DATA(reinterpret_cast<PyArrayObject*>(made));
+    const auto* first = static_cast<const int64_t*>(PyArray_DATA(given));
+    return compute_bags(first, bounds, weight, mode, out, half, num_threads) >= 0 ? nb::none() : rows;
   }
 
   // Rows into ``out`` (B, D), float32 or float16: -1, or the position of the first id that is refused.
@@ -182,20 +210,9 @@ class Table {
       weight = given.data();
     }
     bool half;
-    auto* to = static_cast<char*>(output(out, bags, half));
+    void* to = output(out, bags, half);
     const std::vector<int64_t> own(bound, bound + bags + 1);  // nobody else can change this copy meanwhile
-    const int64_t* first = ids.data();
-    const int64_t width = table_.embedding_dim * (half ? 2 : 4);
-    nb::gil_scoped_release release;
-    if (table_.exact.count) std::call_once(directory_made_, [this] { make_directory(); });
-    if (const int64_t refused = first_refused(first + own[0], own[bags] - own[0]); refused >= 0) return refused + own[0];
-    const int64_t parts = hfh::parts(own[bags] - own[0], num_threads), floats = kernels().scratch_floats(table_);
-    const std::unique_ptr<float[]> scratch(new float[parts * floats]);
-    hfh::parallel(bags, parts, [&](int64_t part, int64_t begin, int64_t end) {
-      kernels().bags(table_, first, own.data() + begin, end - begin, weight, static_cast<hfh::Mode>(mode), to + begin * width,
-                     half, scratch.get() + part * floats);
-    });
-    return -1;
+    return compute_bags(ids.data(), own, weight, mode, to, half, num_threads);
   }
 
  private:
@@ -212,6 +229,13 @@ class Table {
   static PyObject* half_type() {
     static PyObject* type = reinterpret_cast<PyObject*>(PyArray_TypeObjectFromType(NPY_HALF));
     return type;
+  }
+
+  // The array behind an object, if it is numpy's own class, C-contiguous, aligned, in native order and of this type.
+  static PyArrayObject* plain_array(nb::handle object, int type) {
+    if (!PyArray_CheckExact(object.ptr())) return nullptr;
+    auto* array = reinterpret_cast<PyArrayObject*>(object.ptr());
+    return PyArray_TYPE(array) == type && PyArray_IS_C_CONTIGUOUS(array) && PyArray_ISBEHAVED_RO(array) ? array : nullptr;
   }
 
   hfh::Values values_of(Stored bytes, int bits, int64_t count, float scale, nb::object row_scale, int64_t rows) {
@@ -290,6 +314,22 @@ class Table {
     return -1;
   }
 
+  int64_t compute_bags(const int64_t* ids, const std::vector<int64_t>& bounds, const float* weights, int mode, void* out,
+                       bool half, int num_threads) const {
+    const nb::gil_scoped_release release;
+    const int64_t bags = static_cast<int64_t>(bounds.size()) - 1, members = bounds[bags] - bounds[0];
+    const int64_t width = table_.embedding_dim * (half ? 2 : 4);
+    if (table_.exact.count) std::call_once(directory_made_, [this] { make_directory(); });
+    if (const int64_t refused = first_refused(ids + bounds[0], members); refused >= 0) return refused + bounds[0];
+    const int64_t parts = hfh::parts(members, num_threads), floats = kernels().scratch_floats(table_);
+    const std::unique_ptr<float[]> scratch(new float[parts * floats]);
+    hfh::parallel(bags, parts, [&](int64_t part, int64_t begin, int64_t end) {
+      kernels().bags(table_, ids, bounds.data() + begin, end - begin, weights, static_cast<hfh::Mode>(mode),
+                     static_cast<char*>(out) + begin * width, half, scratch.get() + part * floats);
+    });
+    return -1;
+  }
+
   mutable hfh::Table table_;
   std::vector<nb::object> kept_;
   mutable std::vector<int64_t> directory_;
@@ -340,6 +380,8 @@ NB_MODULE(_native, m) {
            "b2"_a.noconvert())
       .def("lookup", &Table::lookup, "ids"_a.none(), "dtype"_a.none(), "num_threads"_a = 1)
       .def("rows", &Table::rows, "ids"_a.noconvert(), "out"_a, "num_threads"_a = 1)
+      .def("plain_bag", &Table::plain_bag, "ids"_a.none(), "offsets"_a.none(), "weights"_a.none(), "mode"_a, "dtype"_a.none(),
+           "num_threads"_a)
       .def("bag", &Table::bag, "ids"_a.noconvert(), "bounds"_a.noconvert(), "weights"_a.none(), "mode"_a, "out"_a,
            "num_threads"_a);
   bind_training(m);

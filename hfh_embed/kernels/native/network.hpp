@@ -1,8 +1,8 @@
 // The small networks: g over fetched values, the linear map, the residual network. Vectors over entries; sums here have an
 // error budget, so products and sums may be fused.
 //
-// Version 1 was numpy on blocks of rows. Version 2, here, keeps a tile of 4 rows x 2 vectors of the map's output in registers
-// and finishes a block of rows while it is in the cache.
+// Version 1 was numpy on blocks of rows. Version 2, here, keeps a tile of 4 rows x 2 or 4 vectors of the map's output in
+// registers and finishes a block of rows while it is in the cache.
 #pragma once
 
 #include "kernels.hpp"
@@ -35,7 +35,11 @@ inline void tile(const float* in, int64_t in_stride, int64_t inner, const float*
 template <int kRows>
 inline void matmul_rows(const float* in, int64_t in_stride, int64_t inner, const float* matrix, int64_t width, float* out,
                         int64_t out_stride) {
+  constexpr int kWide = kLanes == 16 ? 4 : 2;  // as many sums as there are registers for
   int64_t j = 0;
+  for (; j + kWide * kLanes <= width; j += kWide * kLanes) {
+    tile<kRows, kWide>(in, in_stride, inner, matrix + j, width, out + j, out_stride);
+  }
   for (; j + 2 * kLanes <= width; j += 2 * kLanes) tile<kRows, 2>(in, in_stride, inner, matrix + j, width, out + j, out_stride);
   for (; j + kLanes <= width; j += kLanes) tile<kRows, 1>(in, in_stride, inner, matrix + j, width, out + j, out_stride);
   for (; j < width; ++j) {

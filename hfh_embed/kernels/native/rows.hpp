@@ -106,10 +106,13 @@ class RowStream {
     for (int64_t i = 0; i < rows; ++i) {
       const int64_t id = block_ids_[i];
       float* row = z + i * stride;
-      if (t_.has_private && !t_.weighs && has_own(id)) each_scaled(t_.own, id, [&](int64_t j, float v) { row[j] += v; });
+      if (t_.has_private && !t_.weighs && has_own(id)) {
+        add_values(row_of(t_.own, id), t_.own.bits, 0, t_.own.count, scale_of(t_.own, id), row);
+      }
       if (!t_.exact.count) continue;
       if (const int64_t place = exact_place(t_.exact, id); place >= 0) {
-        each_scaled(t_.exact.values, place, [&](int64_t j, float v) { row[j] = v; });
+        const Values& values = t_.exact.values;
+        set_values(row_of(values, place), values.bits, 0, values.count, scale_of(values, place), row);
       }
     }
   }
@@ -118,7 +121,7 @@ class RowStream {
     if (t_.network.kind == Reconstruction::kSum && !t_.weighs) return fetches_.take_sums(t_.scale, row);
     const float* weights = nullptr;
     if (t_.weighs && has_own(id)) {
-      each_scaled(t_.own, id, [&](int64_t u, float v) { weights_[u] = v; });
+      set_values(row_of(t_.own, id), t_.own.bits, 0, t_.own.count, scale_of(t_.own, id), weights_);
       weights = weights_;
     }
     const int64_t dim = t_.shared.dim, hashes = t_.shared.num_hashes;

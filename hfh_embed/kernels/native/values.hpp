@@ -1,7 +1,7 @@
 // Reading stored values: few-bit codes, each the odd integer level 2c - (2**bits - 1), and floats.
 //
-// Version 1 read value by value. Version 2, here, takes 32 bits of codes from an unaligned window at once and leaves the
-// rest to the compiler's vectors.
+// Version 1 read value by value: 570 ns for 64 coefficients of 2 bits. Version 2, here, makes a vector of values at once: the
+// codes of a vector lie in one or two 32-bit windows, which are shifted by another amount in every lane.
 #pragma once
 
 #include "half.hpp"
@@ -22,73 +22,115 @@ inline uint32_t window(Bytes bytes, int64_t bit) {
   return static_cast<uint32_t>(word >> (bit & 7));
 }
 
-// add(j, code) for the ``count`` codes from place ``first`` on.
-template <int kBits, class Add>
-inline void each_code(Bytes bytes, int64_t first, int64_t count, const Add& add) {
-  constexpr int kMask = (1 << kBits) - 1;
-  if constexpr (kBits == 8) {
-    const uint8_t* codes = bytes.data + first;
-    for (int64_t j = 0; j < count; ++j) add(j, static_cast<int>(codes[j]));
-  } else {
-    constexpr int kCodes = 32 / kBits;
-    int64_t j = 0, bit = first * kBits;
-    for (; j + kCodes <= count; j += kCodes, bit += 32) {
-      const uint32_t word = window(bytes, bit);
-      for (int k = 0; k < kCodes; ++k) add(j + k, static_cast<int>((word >> (k * kBits)) & kMask));
-    }
-    const uint32_t word = j < count ? window(bytes, bit) : 0;
-    for (int k = 0; j + k < count; ++k) add(j + k, static_cast<int>((word >> (k * kBits)) & kMask));
-  }
-}
+typedef uint32_t WordVec __attribute__((vector_size(4 * kLanes)));
 
-// to[j] += sign * level: exact, so in any order.
+// The codes of kLanes values from place ``first`` on; those behind the end of the bytes are zeros.
 template <int kBits>
-inline void add_levels(Bytes bytes, int64_t first, int64_t count, int32_t sign, int32_t* to) {
-  const int32_t twice = 2 * sign, last = sign * ((1 << kBits) - 1);
-  each_code<kBits>(bytes, first, count, [&](int64_t j, int code) { to[j] += twice * code - last; });
-}
-
-inline void add_levels(Bytes bytes, int bits, int64_t first, int64_t count, int32_t sign, int32_t* to) {
-  switch (bits) {
-    case 1: return add_levels<1>(bytes, first, count, sign, to);
-    case 2: return add_levels<2>(bytes, first, count, sign, to);
-    case 4: return add_levels<4>(bytes, first, count, sign, to);
-    default: return add_levels<8>(bytes, first, count, sign, to);
+inline IntVec codes(Bytes bytes, int64_t first) {
+  if constexpr (kBits == 8) {
+    typedef uint8_t ByteVec __attribute__((vector_size(kLanes)));
+    ByteVec given{};
+    if (bytes.size - first >= kLanes) {
+      std::memcpy(&given, bytes.data + first, kLanes);
+    } else {
+      for (int64_t k = 0; k < bytes.size - first; ++k) given[k] = bytes.data[first + k];
+    }
+    return __builtin_convertvector(given, IntVec);
+  } else {
+    constexpr int kCodes = 32 / kBits;  // in a window
+    const uint32_t low = window(bytes, first * kBits);
+    const uint32_t high = kCodes < kLanes ? window(bytes, first * kBits + 32) : low;
+    WordVec words, shifts;
+    for (int k = 0; k < kLanes; ++k) {
+      words[k] = k < kCodes ? low : high;
+      shifts[k] = static_cast<uint32_t>(k % kCodes * kBits);
+    }
+    return (IntVec)(words >> shifts) & ((1 << kBits) - 1);
   }
 }
 
-// use(j, value) for ``count`` values from place ``first`` on, as floats: levels where they are few-bit.
-template <class Use>
-inline void each_value(Bytes bytes, int bits, int64_t first, int64_t count, const Use& use) {
+// kLanes few-bit levels from place ``first`` on.
+inline IntVec levels(Bytes bytes, int bits, int64_t first) {
   switch (bits) {
-    case 1: return each_code<1>(bytes, first, count, [&](int64_t j, int c) { use(j, static_cast<float>(2 * c - 1)); });
-    case 2: return each_code<2>(bytes, first, count, [&](int64_t j, int c) { use(j, static_cast<float>(2 * c - 3)); });
-    case 4: return each_code<4>(bytes, first, count, [&](int64_t j, int c) { use(j, static_cast<float>(2 * c - 15)); });
-    case 8: return each_code<8>(bytes, first, count, [&](int64_t j, int c) { use(j, static_cast<float>(2 * c - 255)); });
-    case 16: {
-      const uint8_t* from = bytes.data + 2 * first;
-      int64_t j = 0;
-#if defined(__F16C__)
-      for (; j + 8 <= count; j += 8) {
-        float eight[8];
-        _mm256_storeu_ps(eight, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + 2 * j))));
-        for (int k = 0; k < 8; ++k) use(j + k, eight[k]);
-      }
+    case 1: return 2 * codes<1>(bytes, first) - 1;
+    case 2: return 2 * codes<2>(bytes, first) - 3;
+    case 4: return 2 * codes<4>(bytes, first) - 15;
+    default: return 2 * codes<8>(bytes, first) - 255;
+  }
+}
+
+// The first ``count`` lanes from and into memory; the others are zeros.
+inline Vec load_some(const float* from, int64_t count) {
+  if (count >= kLanes) return load(from);
+#if defined(__AVX512F__)
+  return (Vec)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), from);
+#else
+  Vec values{};
+  for (int64_t k = 0; k < count; ++k) values[k] = from[k];
+  return values;
 #endif
-      for (; j < count; ++j) {
-        uint16_t half;
-        std::memcpy(&half, from + 2 * j, 2);
-        use(j, half_to_float(half));
-      }
-      return;
+}
+
+inline void store_some(float* to, Vec values, int64_t count) {
+  if (count >= kLanes) return store(to, values);
+#if defined(__AVX512F__)
+  _mm512_mask_storeu_ps(to, static_cast<__mmask16>((1u << count) - 1), (__m512)values);
+#else
+  for (int64_t k = 0; k < count; ++k) to[k] = values[k];
+#endif
+}
+
+// kLanes values from place ``first`` on, as floats; ``left`` of them are there, the others are zeros.
+inline Vec floats(Bytes bytes, int bits, int64_t first, int64_t left) {
+  if (bits == 32) {
+    return load_some(reinterpret_cast<const float*>(bytes.data) + first, left);
+  }
+  if (bits == 16) {
+    uint16_t halves[kLanes] = {};
+    if (left >= kLanes) {
+      std::memcpy(halves, bytes.data + 2 * first, sizeof halves);
+    } else {
+      for (int64_t k = 0; k < left; ++k) std::memcpy(&halves[k], bytes.data + 2 * (first + k), 2);
     }
-    default: {
-      const uint8_t* from = bytes.data + 4 * first;
-      for (int64_t j = 0; j < count; ++j) {
-        float value;
-        std::memcpy(&value, from + 4 * j, 4);
-        use(j, value);
-      }
+#if defined(__AVX512F__)
+    return (Vec)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(halves)));
+#elif defined(__F16C__)
+    return (Vec)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(halves)));
+#else
+    Vec values;
+    for (int k = 0; k < kLanes; ++k) values[k] = half_to_float(halves[k]);
+    return values;
+#endif
+  }
+  return __builtin_convertvector(levels(bytes, bits, first), Vec);
+}
+
+// to[j] += factor * value for ``count`` values from place ``first`` on; the product is rounded first, as everywhere.
+inline void add_values(Bytes bytes, int bits, int64_t first, int64_t count, float factor, float* to) {
+  for (int64_t j = 0; j < count; j += kLanes) {
+    const Vec values = floats(bytes, bits, first + j, count - j) * factor;
+    store_some(to + j, load_some(to + j, count - j) + values, count - j);
+  }
+}
+
+// to[j] = factor * value.
+inline void set_values(Bytes bytes, int bits, int64_t first, int64_t count, float factor, float* to) {
+  for (int64_t j = 0; j < count; j += kLanes) {
+    store_some(to + j, floats(bytes, bits, first + j, count - j) * factor, count - j);
+  }
+}
+
+// to[j] += sign * level: exact, so in any order. ``to`` has room for kLanes - 1 more.
+inline void add_levels(Bytes bytes, int bits, int64_t first, int64_t count, int32_t sign, int32_t* to) {
+  for (int64_t j = 0; j < count; j += kLanes) {
+    IntVec sums;
+    std::memcpy(&sums, to + j, sizeof sums);
+    sums += levels(bytes, bits, first + j) * sign;
+    const size_t some = static_cast<size_t>(least(kLanes, count - j));
+    if (some == kLanes) {
+      std::memcpy(to + j, &sums, sizeof sums);
+    } else {
+      std::memcpy(to + j, &sums, some * 4);
     }
   }
 }
@@ -101,13 +143,14 @@ inline void prefetch_row(const Values& values, int64_t row) {
   prefetch(from + bytes - 1);
 }
 
-// use(j, value) for one row of packed values with its scale.
-template <class Use>
-inline void each_scaled(const Values& values, int64_t row, const Use& use) {
-  const Bytes from{values.bytes.data + row * values.row_bytes(), values.bytes.size - row * values.row_bytes()};
-  if (values.bits >= 16) return each_value(from, values.bits, 0, values.count, use);
-  const float scale = values.row_scale ? half_to_float(values.row_scale[row]) : values.scale;
-  each_value(from, values.bits, 0, values.count, [&](int64_t j, float level) { use(j, level * scale); });
+inline Bytes row_of(const Values& values, int64_t row) {
+  const int64_t begin = row * values.row_bytes();
+  return {values.bytes.data + begin, values.bytes.size - begin};
+}
+
+inline float scale_of(const Values& values, int64_t row) {
+  if (values.bits >= 16) return 1.0f;
+  return values.row_scale ? half_to_float(values.row_scale[row]) : values.scale;
 }
 
 }  // namespace HFH_ISA
