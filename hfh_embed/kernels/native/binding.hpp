@@ -21,6 +21,7 @@ using Matrix = In<float, 2>;
 // The kernels to use: the best that the processor has, or fewer where HFH_SIMD says so.
 const Kernels& kernels();
 
+void bind_tables(nb::module_& m);
 void bind_training(nb::module_& m);
 
 inline void require(bool condition, const char* what) {
