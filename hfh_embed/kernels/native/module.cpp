@@ -20,6 +20,7 @@ void addresses(uint64_t key, int64_t slots, int bits, int64_t dim, int64_t num_h
   const size_t chunks = shared.num_chunks(), hashes = num_hashes;
   const auto fits = [&](const auto& a) { return a.shape(0) == ids.size() && a.shape(1) == chunks && a.shape(2) == hashes; };
   require(fits(start) && fits(rotation) && fits(negative), "addresses have the wrong shape");
+  require(aligned(ids) && aligned(start) && aligned(rotation), "ids and addresses must be aligned");
   std::vector<hfh::Address> where(chunks * hashes);
   for (size_t i = 0; i < ids.size(); ++i) {
     kernels().addresses(shared, ids.data()[i], where.data());
@@ -34,6 +35,7 @@ void addresses(uint64_t key, int64_t slots, int bits, int64_t dim, int64_t num_h
 // Rows of an uncompressed (N, D) table into ``out`` (B, D).
 void gather(Matrix table, Ids ids, nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu> out) {
   require(out.shape(0) == ids.size() && out.shape(1) == table.shape(1), "out has the wrong shape");
+  require(aligned(table) && aligned(ids) && aligned(out), "arrays must be aligned");
   const std::vector<int64_t> own(ids.data(), ids.data() + ids.size());
   for (const int64_t id : own) require(static_cast<uint64_t>(id) < table.shape(0), "an id is outside the table");
   kernels().gather(table.data(), static_cast<int64_t>(table.shape(1)), own.data(), static_cast<int64_t>(own.size()), out.data());
