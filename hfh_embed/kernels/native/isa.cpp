@@ -1,6 +1,6 @@
 // The kernels for one instruction set: compiled with its flags and with HFH_ISA as its namespace (portable, avx2 or avx512).
 
-#include "rows.hpp"
+#include "bags.hpp"
 #include "train.hpp"
 
 namespace hfh {

@@ -26,16 +26,20 @@ class LineStream {
     for (int g = 0; g < kAhead; ++g) look_ahead();
   }
 
+  // The next kGroup units as planes: planes[part][p][r] is plane p of unit r.
+  void take_planes(uint64_t (&planes)[2][4][kGroup]) {
+    look_ahead();
+    sum(ring_[taken_++ % kRing], planes);
+  }
+
   // Write the next rows, ``stride`` apart. All takes but the last take a multiple of kGroup rows.
   template <class Out>
   void take(int64_t rows, Out* out, int64_t stride) {
     const int64_t size = shared_.chunk_size, parts = size / 64;
     int64_t chunk = 0;
     for (int64_t left = rows * chunks_; left > 0; left -= kGroup) {
-      look_ahead();
-      const Group& group = ring_[taken_++ % kRing];
       alignas(64) uint64_t planes[2][4][kGroup];
-      sum(group, planes);
+      take_planes(planes);
       const int64_t valid = least(kGroup, left);
       for (int64_t r = 0; r < valid; ++r) {
         const int64_t used = least(size, shared_.dim - chunk * size);
@@ -88,7 +92,7 @@ class LineStream {
     }
   }
 
-  // The planes of a group: planes[part][p][r] is plane p of unit r.
+  // The planes of a group.
   void sum(const Group& group, uint64_t (&planes)[2][4][kGroup]) const {
     const bool eight = shared_.num_hashes == 8;
 #if defined(__AVX2__)

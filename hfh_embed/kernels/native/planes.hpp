@@ -84,6 +84,21 @@ inline int count_of(const uint64_t* plane, int64_t stride, int j) {
   return count;
 }
 
+#if defined(__AVX2__)
+// -count of the 32 entries from entry j on, byte by byte: compares give -1 where a bit is set.
+inline __m256i minus_counts(const uint64_t* plane, int64_t stride, int64_t j) {
+  const __m256i bit = _mm256_set1_epi64x(static_cast<int64_t>(0x8040201008040201ULL));
+  const __m256i bytes =
+      _mm256_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3);
+  __m256i minus = _mm256_setzero_si256();
+  for (int p = 3; p >= 0; --p) {
+    const __m256i spread_bits = _mm256_shuffle_epi8(_mm256_set1_epi32(static_cast<int>(plane[p * stride] >> j)), bytes);
+    minus = _mm256_add_epi8(_mm256_add_epi8(minus, minus), _mm256_cmpeq_epi8(_mm256_and_si256(spread_bits, bit), bit));
+  }
+  return minus;
+}
+#endif
+
 // Write ``used`` <= 64 entries whose counts lie in planes ``stride`` words apart.
 inline void widen(const uint64_t* plane, int64_t stride, int64_t used, const Palette& palette, float* out) {
 #if defined(__AVX512BW__)
@@ -108,16 +123,9 @@ inline void widen(const uint64_t* plane, int64_t stride, int64_t used, const Pal
 #else
   int64_t j = 0;
 #if defined(__AVX2__)
-  const __m256i bit = _mm256_set1_epi64x(static_cast<int64_t>(0x8040201008040201ULL));
-  const __m256i bytes =
-      _mm256_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3);
   const __m256 scales = _mm256_set1_ps(palette.scale);
   for (; j + 32 <= used; j += 32) {
-    __m256i minus = _mm256_setzero_si256();  // -count, byte by byte: compares give -1 where a bit is set
-    for (int p = 3; p >= 0; --p) {
-      const __m256i spread_bits = _mm256_shuffle_epi8(_mm256_set1_epi32(static_cast<int>(plane[p * stride] >> j)), bytes);
-      minus = _mm256_add_epi8(_mm256_add_epi8(minus, minus), _mm256_cmpeq_epi8(_mm256_and_si256(spread_bits, bit), bit));
-    }
+    const __m256i minus = minus_counts(plane, stride, j);
     const __m256i level =
         _mm256_sub_epi8(_mm256_set1_epi8(static_cast<char>(-palette.hashes)), _mm256_add_epi8(minus, minus));
     const __m128i half[2] = {_mm256_castsi256_si128(level), _mm256_extracti128_si256(level, 1)};

@@ -1,4 +1,4 @@
-// Whole rows of a table, in blocks that are finished while they lie in the cache, and bags of them.
+// Whole rows of a table, in blocks that are finished while they lie in the cache.
 //
 // Version 1 called numpy for everything but the shared sums. Version 2, here: the stages of spec.py one after the other on
 // a block of 32 rows. Plain tables skip the block and write where the rows are wanted.
@@ -177,44 +177,6 @@ inline void rows(const Table& t, const int64_t* ids, int64_t count, void* out, b
     const int64_t some = least(kBlockRows, count - i);
     stream.take(some, half ? block : wide + i * dim, dim);
     if (half) to_half(block, some * dim, narrow + i * dim);
-  }
-}
-
-inline void bags(const Table& t, const int64_t* ids, const int64_t* bounds, int64_t count, const float* weights, Mode mode,
-                 void* out, bool half, float* scratch) {
-  const int64_t dim = t.embedding_dim, end = bounds[count];
-  float *block = scratch, *sum = block + kBlockRows * dim;
-  int64_t at = bounds[0], block_begin = at, ready = at;  // the id to add next; the ids whose rows lie in the block
-  RowStream stream(t, ids + at, end - at, sum + dim);
-  for (int64_t b = 0; b < count; ++b) {
-    int64_t members = 0;
-    std::memset(sum, 0, static_cast<size_t>(dim) * 4);
-    for (; at < bounds[b + 1]; ++at) {
-      if (at == ready) {
-        block_begin = at;
-        ready += least(kBlockRows, end - at);
-        stream.take(ready - at, block, dim);
-      }
-      if (ids[at] == t.padding_id) continue;
-      const float* row = block + (at - block_begin) * dim;
-      ++members;
-      if (mode == Mode::kMax) {
-        for (int64_t j = 0; j < dim; ++j) sum[j] = members == 1 || row[j] > sum[j] ? row[j] : sum[j];
-      } else if (weights) {
-        for (int64_t j = 0; j < dim; ++j) sum[j] += row[j] * weights[at];
-      } else {
-        for (int64_t j = 0; j < dim; ++j) sum[j] += row[j];
-      }
-    }
-    if (mode == Mode::kMean && members > 1) {
-      const float counted = static_cast<float>(members);
-      for (int64_t j = 0; j < dim; ++j) sum[j] /= counted;
-    }
-    if (half) {
-      to_half(sum, dim, static_cast<uint16_t*>(out) + b * dim);
-    } else {
-      std::memcpy(static_cast<float*>(out) + b * dim, sum, static_cast<size_t>(dim) * 4);
-    }
   }
 }
 
