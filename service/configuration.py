@@ -83,7 +83,7 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, str]:
         name = variable[len(PREFIX) :].lower()
         if name not in Settings.model_fields or variable != variable.upper():
             known = [PREFIX + field.upper() for field in Settings.model_fields]
-            raise InputError(f"environment variable {variable} is not a setting{_near(variable, known)}")
+            raise InputError(f"environment variable {variable} is not a setting{_near(variable.upper(), known)}")
         if value:
             found[name] = value
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -41,6 +42,14 @@ def client(snapshot_path: Path) -> Iterator[TestClient]:
     state = State.load(Settings(paths=(snapshot_path,), **LIMITS))  # type: ignore[arg-type]
     with TestClient(create_app(state), raise_server_exceptions=False) as client:
         yield client
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
 
 
 @contextmanager
