@@ -13,6 +13,8 @@ import signal
 import socket
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +28,7 @@ __all__ = ["HELP", "add_arguments", "run"]
 
 HELP = "serve snapshots by HTTP"
 OTHER_FILES = 128
+METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 log = logging.getLogger("hfh.service")
 
 
@@ -85,10 +88,28 @@ def run(args: argparse.Namespace) -> int:
     if args.show_config:
         _show(effective, args.json)
         return 0
-    if settings.workers > 1 and "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
-        folder = tempfile.TemporaryDirectory(prefix="hfh-metrics-")  # before the metrics are imported
-        os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder.name
+    with _shared_metrics(settings.workers):
+        _serve(settings)
+    return 0
+
+
+@contextmanager
+def _shared_metrics(workers: int) -> Iterator[None]:
+    """A folder where several workers keep their metrics, named before the metrics are imported."""
+    if workers == 1 or METRICS_FOLDER in os.environ:
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="hfh-metrics-") as folder:
+        os.environ[METRICS_FOLDER] = folder
+        try:
+            yield
+        finally:
+            del os.environ[METRICS_FOLDER]
+
+
+def _serve(settings: Settings) -> None:
     import uvicorn
+    from uvicorn.supervisors import Multiprocess
 
     from service import logs
     from service.app import create_app
@@ -124,10 +145,11 @@ def run(args: argparse.Namespace) -> int:
     print(f"serving {len(state.catalog)} table{'s' * (len(state.catalog) != 1)} on http://{host}:{port}", flush=True)
     if settings.workers == 1:
         uvicorn.Server(uvicorn.Config(create_app(state), **options)).run(sockets=[listener])
-        return 0
+        return
     os.environ[WORKER_VARIABLE] = settings.model_dump_json()
-    uvicorn.run("service.app:from_environment", factory=True, workers=settings.workers, fd=listener.fileno(), **options)
-    return 0
+    workers = uvicorn.Config("service.app:from_environment", factory=True, workers=settings.workers, **options)
+    # The socket itself, not its number: made from a number it would be taken for a local one, and wait 40 ms for each answer.
+    Multiprocess(workers, sockets=[listener]).run()
 
 
 def _allow_files(connections: int) -> None:

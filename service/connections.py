@@ -157,7 +157,9 @@ class Protocol(HttpToolsProtocol):
         body = error_body(status, type_, message)
         head = b"HTTP/1.1 %d \r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n"
         self.transport.write(head % (status, len(body)) + body)
-        self.transport.close()
+        self.transport.write_eof()
+        self.transport.pause_reading()  # closing with unread bytes would reset the connection before this was read
+        self.loop.call_later(LINGER_S, self.transport.abort)
 
 
 def refuse_connection(app: Any) -> Any:

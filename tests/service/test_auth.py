@@ -101,7 +101,11 @@ def test_no_key_and_an_unknown_one_get_401(guarded, keys) -> None:
 
 
 def test_a_scope_includes_the_ones_before_and_no_others(guarded, keys) -> None:
-    table = {"read": (200, 403, 403), "write": (200, 404, 403), "admin": (200, 404, 404)}  # 404: let through, nothing is there
+    table = {
+        "read": (200, 403, 403),
+        "write": (200, 404, 403),
+        "admin": (200, 404, 404),
+    }  # 404: let through, nothing is there
     for scope, expected in table.items():
         headers = _bearer(keys[scope][0])
         answers = (
@@ -125,7 +129,9 @@ def test_health_needs_no_key_but_metrics_do(guarded, keys) -> None:
 def test_under_v2_an_error_is_a_bare_sentence(guarded) -> None:
     answer = guarded.post("/v2/models/users/infer", json={})
     assert answer.status_code == 401
-    assert answer.json() == {"error": "an API key is needed; send it as `Authorization: Bearer KEY` or `X-API-Key: KEY`"}
+    assert answer.json() == {
+        "error": "an API key is needed; send it as `Authorization: Bearer KEY` or `X-API-Key: KEY`"
+    }
 
 
 def test_without_a_keys_file_no_key_is_asked_for(client) -> None:
@@ -185,7 +191,10 @@ HASH = "0" * 64
         ("keys: [{name: a, scope: read, sha256: hfh_secret}]", "64 hexadecimal digits, not the key itself"),
         (f"keys: [{{name: 'a/b', scope: read, sha256: '{HASH}'}}]", "the name 'a/b'"),
         (f"keys: [{{name: a, scope: read, sha256: '{HASH}'}}, {{name: a, scope: read, sha256: '{HASH}'}}]", "one name"),
-        (f"keys: [{{name: a, scope: read, sha256: '{HASH}'}}, {{name: b, scope: read, sha256: '{HASH}'}}]", "one digest"),
+        (
+            f"keys: [{{name: a, scope: read, sha256: '{HASH}'}}, {{name: b, scope: read, sha256: '{HASH}'}}]",
+            "one digest",
+        ),
     ],
 )
 def test_an_unusable_keys_file_is_told(text: str, message: str, tmp_path) -> None:

@@ -72,7 +72,7 @@ def test_unknown_variables_are_refused(variable: str, message: str) -> None:
 
 
 def test_an_unusable_variable_is_named() -> None:
-    with pytest.raises(InputError, match="HFH_PORT 'tcp://10.0.0.1:80'"):
+    with pytest.raises(InputError, match=r"HFH_PORT 'tcp://10\.0\.0\.1:80'"):
         resolve({}, {"HFH_PORT": "tcp://10.0.0.1:80"}, None)
 
 
@@ -88,7 +88,9 @@ def test_the_librarys_own_variables_are_let_through() -> None:
     assert resolve({}, others, None).settings == Settings()
 
 
-def test_the_effective_settings_are_shown_with_their_origin_and_without_passwords(tmp_path, monkeypatch, capsys) -> None:
+def test_the_effective_settings_are_shown_with_their_origin_and_without_passwords(
+    tmp_path, monkeypatch, capsys
+) -> None:
     file = _yaml(tmp_path, "rate_limit_url: redis://user:secret@host:6379/0\n")
     monkeypatch.setenv("HFH_MAX_IDS", "7")
     arguments = ["serve", "a.hfh", "--config", str(file), "--port", "0", "--access-log", "--show-config"]

@@ -46,7 +46,9 @@ def test_a_key_that_asks_for_too_many_ids_waits(snapshot_path, limited) -> None:
         assert [_ask(client, 400, fast) for _ in range(3)] == [200] * 3
         bags = {"tables": {"users": {"ids": [1, 2]}, "goods": {"ids": [3], "offsets": [0]}}}
         assert client.post("/v1/lookup", json=bags, headers={"x-api-key": slow}).status_code == 429
-        assert 'hfh_rejected_total{reason="rate_limited"} 3.0' in client.get("/metrics", headers={"x-api-key": fast}).text
+        assert (
+            'hfh_rejected_total{reason="rate_limited"} 3.0' in client.get("/metrics", headers={"x-api-key": fast}).text
+        )
 
 
 def test_one_request_of_more_than_the_whole_rate_is_told_to_be_split(snapshot_path, limited) -> None:
