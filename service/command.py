@@ -44,10 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, field in _settings_class().model_fields.items():
         if name != "paths":
             flag = "--" + name.replace("_", "-")
-            switch: dict[str, Any] = {"nargs": "?", "const": True} if field.annotation is bool else {}
-            shown = "none" if field.default is None else field.default
-            help_text = f"{field.description} (default: {shown})"
-            parser.add_argument(flag, dest=name, metavar="X", help=help_text, **switch)
+            values = "true|false" if field.annotation is bool else "X"
+            shown = "none" if field.default is None else _text(field.default)
+            parser.add_argument(flag, dest=name, metavar=values, help=f"{field.description} (default: {shown})")
 
 
 def _settings_class() -> type[Settings]:
@@ -68,14 +67,22 @@ def _effective(args: argparse.Namespace) -> Effective:
     return resolve(flags, os.environ, args.config)
 
 
+def _text(value: Any) -> str:
+    """A setting's value as one would give it."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
 def _show(effective: Effective, as_json: bool) -> None:
     if as_json:
         print(json.dumps(effective.shown(), indent=2))
         return
     lines = [("setting", "value", "from")]
     for shown in effective.shown():
-        value = "" if shown["value"] is None else shown["value"]
-        lines.append((shown["setting"], " ".join(value) if isinstance(value, list) else str(value), shown["from"]))
+        lines.append((shown["setting"], _text(shown["value"]), shown["from"]))
     widths = [max(len(line[column]) for line in lines) for column in (0, 1)]
     for line in lines:
         print(f"{line[0]:<{widths[0]}}  {line[1]:<{widths[1]}}  {line[2]}")

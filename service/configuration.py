@@ -112,7 +112,8 @@ def read_yaml(file: Path) -> Any:
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         place = f", line {mark.line + 1}" if mark else ""
-        raise InputError(f"{file} is not valid YAML{place}: {getattr(error, 'problem', error)}") from None
+        reason = str(getattr(error, "problem", error)).splitlines()[0]
+        raise InputError(f"{file} is not valid YAML{place}: {reason}") from None
 
 
 def _near(name: str, known: Iterable[str]) -> str:

@@ -51,6 +51,7 @@ def test_json_is_yaml_and_an_empty_file_sets_nothing(tmp_path) -> None:
         ("!!python/object/apply:os.system [ls]", "not valid YAML"),
         ("#" * 1_048_577, "longer than"),
         ("[" * 100_000, "not valid YAML"),
+        ("\0\1", r"not valid YAML: [^\n]+$"),
     ],
 )
 def test_an_unusable_file_is_told(text: str, message: str, tmp_path) -> None:
@@ -93,7 +94,7 @@ def test_the_effective_settings_are_shown_with_their_origin_and_without_password
 ) -> None:
     file = _yaml(tmp_path, "rate_limit_url: redis://user:secret@host:6379/0\n")
     monkeypatch.setenv("HFH_MAX_IDS", "7")
-    arguments = ["serve", "a.hfh", "--config", str(file), "--port", "0", "--access-log", "--show-config"]
+    arguments = ["serve", "a.hfh", "--config", str(file), "--port", "0", "--access-log", "true", "--show-config"]
     assert main([*arguments, "--json"]) == 0
     shown = {line["setting"]: (line["value"], line["from"]) for line in json.loads(capsys.readouterr().out)}
     assert set(shown) == set(Settings.model_fields)

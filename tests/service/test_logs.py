@@ -78,7 +78,7 @@ def test_neither_keys_nor_vectors_are_logged(snapshot_path, tmp_path, workers: i
     key, line = new_key("feed", "read")
     keys, log = tmp_path / "keys.yaml", tmp_path / "log"
     keys.write_text(f"keys:\n  - {line}\n")
-    flags = ("--keys-file", str(keys), "--access-log", "--log-level", "debug", "--workers", str(workers))
+    flags = ("--keys-file", str(keys), "--access-log", "true", "--log-level", "debug", "--workers", str(workers))
     with serving(str(snapshot_path), *flags, stderr=str(log)) as (url, _):
         with Client(url, api_key=key) as client:
             client.lookup("users", [123])

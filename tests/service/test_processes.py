@@ -85,7 +85,7 @@ def test_a_killed_worker_is_replaced_and_no_vector_is_wrong(snapshot_path) -> No
 
 
 def test_a_full_disk_behind_the_logs_costs_no_request(snapshot_path) -> None:
-    flags = (str(snapshot_path), "--access-log", "--log-level", "debug")
+    flags = (str(snapshot_path), "--access-log", "true", "--log-level", "debug")
     with serving(*flags, stderr="/dev/full") as (url, _), Client(url, retries=0) as client:
         for _ in range(50):
             assert client.lookup("users", [1]).shape == (1, 40)
