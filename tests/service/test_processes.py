@@ -117,6 +117,9 @@ def test_a_disk_that_fills_up_behind_the_metrics_costs_nothing(snapshot_path, sm
     flags = (str(snapshot_path), "--workers", "2")
     with serving(*flags, PROMETHEUS_MULTIPROC_DIR=str(small_disk)) as (url, process):
         _until(lambda: _ready(url) == 2)
+        for file in small_disk.glob("*.db"):
+            there = file.stat()
+            assert there.st_blocks * 512 >= there.st_size, f"{file.name} has no room of its own (FILES in metrics.py)"
         _fill(small_disk)
         workers = _workers(process.pid)
         with Client(url, retries=0) as client:
