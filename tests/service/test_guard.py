@@ -76,13 +76,13 @@ def _slow_lookups(state: State, monkeypatch, seconds: float) -> list[int]:
 def test_past_its_deadline_a_request_gets_504(snapshot_path, monkeypatch, by_header: bool) -> None:
     settings = {} if by_header else {"deadline_ms": 100}
     state = _state(snapshot_path, thread_ids=1, **settings)
-    _slow_lookups(state, monkeypatch, 0.5)
+    _slow_lookups(state, monkeypatch, 3)
     with TestClient(create_app(state)) as client:
         # A header cannot ask for more than the setting allows.
         headers = {"x-hfh-timeout-ms": "100" if by_header else "50000"}
         began = time.monotonic()
         answer = client.post(LOOKUP, json={"ids": [1, 2]}, headers=headers)
-        assert time.monotonic() - began < 0.45
+        assert time.monotonic() - began < 2.5
         assert (answer.status_code, answer.json()["error"]["type"]) == (504, "deadline_exceeded")
         text = client.get("/metrics").text
     assert 'hfh_rejected_total{reason="deadline_exceeded"} 1.0' in text
@@ -91,7 +91,7 @@ def test_past_its_deadline_a_request_gets_504(snapshot_path, monkeypatch, by_hea
 
 def test_what_waits_past_its_deadline_is_not_computed(snapshot_path, monkeypatch) -> None:
     state = _state(snapshot_path, thread_ids=1)
-    began = _slow_lookups(state, monkeypatch, 0.3)
+    began = _slow_lookups(state, monkeypatch, 1)
     app = create_app(state)
 
     async def ask(headers: list[tuple[bytes, bytes]], connection=None) -> int:
