@@ -123,6 +123,10 @@ def _several_rows(answer: Any) -> dict[str, Rows]:
     return {table: np.array(found["embeddings"], dtype=np.float32) for table, found in answer["tables"].items()}
 
 
+def _identity(api_key: str | None) -> dict[str, str]:
+    return {} if api_key is None else {"authorization": f"Bearer {api_key}"}
+
+
 def _get(path: str) -> _Call:
     return _Call(path, b"", JSON, None, "GET")
 
@@ -130,10 +134,18 @@ def _get(path: str) -> _Call:
 class Client:
     """A synchronous client, safe to share between threads."""
 
-    def __init__(self, url: str, *, timeout_s: float = 10.0, retries: int = 2, connections: int = 8) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeout_s: float = 10.0,
+        retries: int = 2,
+        connections: int = 8,
+        api_key: str | None = None,
+    ) -> None:
         import urllib3
 
-        self._url = url.rstrip("/")
+        self._url, self._identity = url.rstrip("/"), _identity(api_key)
         retry = urllib3.Retry(total=retries, allowed_methods=None, status=0, backoff_factor=0.1)
         self._pool = urllib3.PoolManager(num_pools=1, maxsize=connections, timeout=timeout_s, retries=retry)
 
@@ -187,8 +199,9 @@ class Client:
     def _send(self, call: _Call) -> Any:
         import urllib3
 
+        headers = call.headers | self._identity
         try:
-            answer = self._pool.request(call.method, self._url + call.path, body=call.body, headers=call.headers)
+            answer = self._pool.request(call.method, self._url + call.path, body=call.body, headers=headers)
         except urllib3.exceptions.HTTPError as error:
             raise ServiceError(0, "connection", f"{self._url} did not answer ({error})") from error
         return call.read(answer.status, answer.headers, answer.data)
@@ -197,10 +210,18 @@ class Client:
 class AsyncClient:
     """The same methods to await, over aiohttp; make it inside a running event loop."""
 
-    def __init__(self, url: str, *, timeout_s: float = 10.0, retries: int = 2, connections: int = 64) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeout_s: float = 10.0,
+        retries: int = 2,
+        connections: int = 64,
+        api_key: str | None = None,
+    ) -> None:
         import aiohttp
 
-        self._url, self._retries = url.rstrip("/"), retries
+        self._url, self._retries, self._identity = url.rstrip("/"), retries, _identity(api_key)
         self._session = aiohttp.ClientSession(
             timeout=aiohttp.ClientTimeout(total=timeout_s), connector=aiohttp.TCPConnector(limit=connections)
         )
@@ -265,4 +286,5 @@ class AsyncClient:
         raise AssertionError
 
     def _request(self, call: _Call) -> aiohttp.client._RequestContextManager:
-        return self._session.request(call.method, self._url + call.path, data=call.body, headers=call.headers)
+        headers = call.headers | self._identity
+        return self._session.request(call.method, self._url + call.path, data=call.body, headers=headers)

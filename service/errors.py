@@ -1,4 +1,4 @@
-"""The one error shape of the service: ``{"error": {"type", "message", "status"}}``."""
+"""The one error shape of the service: ``{"error": {"type", "message", "status"}}``; under /v2, ``{"error": message}``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import orjson
 
-__all__ = ["ApiError", "bad_request", "error_body"]
+__all__ = ["ApiError", "bad_request", "error_body", "error_body_for"]
 
 
 class ApiError(Exception):
@@ -27,3 +27,10 @@ def error_body(status: int, type_: str, message: str) -> bytes:
     """The JSON document of an error; text that is not valid UTF-8 is replaced."""
     safe = message.encode("utf-8", "replace").decode()
     return orjson.dumps({"error": {"type": type_, "message": safe, "status": status}})
+
+
+def error_body_for(path: str, status: int, type_: str, message: str) -> bytes:
+    """The error's document as clients of this path expect it: the Open Inference Protocol under /v2 has a bare sentence."""
+    if path == "/v2" or path.startswith("/v2/"):
+        return orjson.dumps({"error": message.encode("utf-8", "replace").decode()})
+    return error_body(status, type_, message)

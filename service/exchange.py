@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from service.errors import ApiError, bad_request, error_body
+from service.errors import ApiError, bad_request, error_body_for
 
 __all__ = ["header", "read_body", "send", "send_error"]
 
@@ -66,10 +66,10 @@ async def send(
     await send_message({"type": "http.response.body", "body": body})
 
 
-async def send_error(send_message: Any, error: ApiError) -> None:
-    """Write an error; a body that was not read ends the connection."""
+async def send_error(send_message: Any, error: ApiError, path: str = "") -> None:
+    """Write an error as clients of this path expect it; a body that was not read ends the connection."""
     extra = [(name.encode(), value.encode()) for name, value in error.headers.items()]
     if error.status in (408, 413):
         extra.append((b"connection", b"close"))
-    body = error_body(error.status, error.type, error.message)
+    body = error_body_for(path, error.status, error.type, error.message)
     await send(send_message, error.status, body, "application/json", *extra)

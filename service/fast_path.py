@@ -7,6 +7,7 @@ Everything else goes on to the application. ``service/openapi.py`` documents the
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -68,6 +69,9 @@ class FastPath:
         except ApiError as error:
             status = error.status
             await send_error(send_message, error)
+        except asyncio.CancelledError:  # its deadline passed, or the process stops without waiting longer
+            status = 504
+            raise
         except Exception:
             status = 500
             log.exception("lookup failed")

@@ -17,13 +17,17 @@ __all__ = ["document"]
 REFERENCE = "#/components/schemas/{model}"
 ERRORS = {
     "400": "the body cannot be parsed",
+    "401": "an API key is needed, or the given one is not known",
+    "403": "the key's scope does not allow this",
     "404": "no such table",
     "406": "no acceptable answer type",
     "408": "the body did not arrive in time",
     "413": "too many ids or bytes",
     "415": "content type not supported",
     "422": "a value is not usable",
-    "429": "over capacity; see Retry-After",
+    "429": "over capacity or over the key's rate; see Retry-After",
+    "503": "too many connections; see Retry-After",
+    "504": "the deadline passed before the answer was ready",
 }
 TABLE = {"name": "table", "in": "path", "required": True, "schema": {"type": "string"}}
 MODE = {

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from service.calls import CALL
 from service.catalog import Served
 from service.limits import InFlight
 from service.metrics import Metrics
@@ -30,7 +31,7 @@ class Reconstructor:
         """The rows of ids (n,), (n, D).
 
         Raises:
-            ApiError: 429 when too many ids are being answered.
+            ApiError: 429 when too many ids are being answered or the key asked for too many; 504 past the deadline.
             InputError, UnknownIdError: as :meth:`hfh_embed.Table.lookup`.
         """
         return await self._run(served, ids, partial(served.lookup, ids, dtype))
@@ -40,10 +41,15 @@ class Reconstructor:
         return await self._run(served, ids, partial(served.bag, ids, dtype, **arguments))
 
     async def _run(self, served: Served, ids: Ids, call: Callable[[], Rows]) -> Rows:
+        request = CALL.get()
+        if request is not None:
+            await request.spend(len(ids))
         with self._in_flight.take(len(ids)):
             if len(ids) <= self._thread_ids:
                 rows = call()
             else:  # long kernel calls leave the event loop
+                if request is not None:
+                    call = request.checked(call)
                 rows = await asyncio.get_running_loop().run_in_executor(None, call)
         self._metrics.ids.labels(served.table.name).inc(len(ids))
         self._metrics.request_ids.observe(len(ids))

@@ -33,5 +33,6 @@ async def readyz(request: Request) -> Status:
 async def metrics(request: Request) -> Response:
     """The text exposition of Prometheus."""
     state: State = request.app.state.hfh
-    state.metrics.in_flight.set(state.in_flight.now)
+    state.measure()
+    state.metrics.measure_memory()
     return Response(state.metrics.render(), media_type=CONTENT_TYPE_LATEST)
