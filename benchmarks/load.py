@@ -95,7 +95,9 @@ def wrk(
     return Load(requests, length, spent / 1000 / max(requests, 1))
 
 
-def redis_mget(port: int, pid: int, count: int, rows: int, *, core: int, seconds: float = 1.0, connections: int = 8) -> Load:
+def redis_mget(
+    port: int, pid: int, count: int, rows: int, *, core: int, seconds: float = 1.0, connections: int = 8
+) -> Load:
     """MGET of ``count`` random keys, by redis-benchmark; calls are counted by the server."""
     keys = ["key:__rand_int__"] * count
     command = ["taskset", "-c", str(core), "redis-benchmark", "-p", str(port), "-c", str(connections), "-r", str(rows)]

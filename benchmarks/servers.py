@@ -41,7 +41,7 @@ def snapshot(folder: Path, rows: int, dim: int = 64, ratio: float = 100) -> Path
     arrays = {
         name: generator.integers(0, 256, array.shape, dtype=np.uint8)
         if array.dtype == np.uint8
-        else np.full(array.shape, 0.1, dtype=array.dtype)
+        else np.full(array.shape, 0.0737219, dtype=array.dtype)
         for name, array in spec.arrays().items()
     }
     Snapshot(spec, arrays).save(path)

@@ -93,11 +93,18 @@ def _load(folder: Path, arguments: argparse.Namespace, recorder: Recorder, targe
             other = stack.enter_context(servers.kserve(arguments.kserve, ROWS, server_core))
             for size in (64, 512):
                 bodies, headers = _oip(size)
-                cells["kserve binary", size] = _post(other, bodies, headers, arguments, client_core, "/v2/models/users/infer")
+                cells["kserve binary", size] = _post(
+                    other, bodies, headers, arguments, client_core, "/v2/models/users/infer"
+                )
         if arguments.mlserver:
             other = stack.enter_context(servers.mlserver(arguments.mlserver, ROWS, server_core, folder))
             cells["mlserver JSON", 64] = _post(
-                other, _oip_json(64), {"content-type": "application/json"}, arguments, client_core, "/v2/models/users/infer"
+                other,
+                _oip_json(64),
+                {"content-type": "application/json"},
+                arguments,
+                client_core,
+                "/v2/models/users/infer",
             )
         for _ in range(arguments.rounds):
             for cell, measure in cells.items():
@@ -167,9 +174,7 @@ def _json(size: int) -> list[bytes]:
 
 def _oip_json(size: int) -> list[bytes]:
     return [
-        json.dumps(
-            {"inputs": [{"name": "ids", "shape": [size], "datatype": "INT64", "data": ids.tolist()}]}
-        ).encode()
+        json.dumps({"inputs": [{"name": "ids", "shape": [size], "datatype": "INT64", "data": ids.tolist()}]}).encode()
         for ids in random_ids(size, ROWS)
     ]
 
@@ -213,7 +218,9 @@ def _client(folder: Path, arguments: argparse.Namespace, recorder: Recorder, tar
                 own.append(_time(lambda wanted: client.lookup("users", wanted), ids))
         os.sched_setaffinity(0, before)
     ratio = statistics.median(mine / theirs for mine, theirs in zip(own, bare, strict=True))
-    print(f"client.py {statistics.median(own):.1f} us, bare socket {statistics.median(bare):.1f} us for 64 ids: {ratio:.2f} x")
+    print(
+        f"client.py {statistics.median(own):.1f} us, bare socket {statistics.median(bare):.1f} us for 64 ids: {ratio:.2f} x"
+    )
     recorder.row(
         measure="client",
         ids=64,

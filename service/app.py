@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
@@ -25,7 +24,7 @@ TYPES = {404: "not_found", 405: "method_not_allowed"}
 log = logging.getLogger("hfh.service")
 
 
-def create_app(state: State) -> Callable[..., Awaitable[None]]:
+def create_app(state: State) -> FastPath:
     """The ASGI application over an already loaded state."""
     app = FastAPI(
         title="HFH embedding service",
@@ -44,7 +43,7 @@ def create_app(state: State) -> Callable[..., Awaitable[None]]:
     return FastPath(app, state)
 
 
-def from_environment() -> Callable[..., Awaitable[None]]:
+def from_environment() -> FastPath:
     """The application of a worker process, with its settings from the environment."""
     return create_app(State.load(Settings()))
 

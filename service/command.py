@@ -73,6 +73,9 @@ def run(args: argparse.Namespace) -> int:
     options: dict[str, Any] = {
         "log_level": settings.log_level,
         "access_log": False,
+        "http": "service.fast_lane:Protocol",
+        "ws": "none",
+        "proxy_headers": False,
         "timeout_keep_alive": settings.keep_alive_s,
         "timeout_graceful_shutdown": settings.drain_s,
         "backlog": settings.backlog,

@@ -8,6 +8,8 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
+from service.tally import Tally
+
 __all__ = ["Metrics"]
 
 LATENCY_BUCKETS_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
@@ -39,9 +41,11 @@ class Metrics:
             multiprocess_mode="livemax",
             registry=shared,
         )
+        self.tally = Tally(self, LATENCY_BUCKETS_S, IDS_BUCKETS)
 
     def render(self) -> bytes:
         """The text exposition."""
+        self.tally.move()
         self.rss.set(_resident_bytes())
         registry = self.registry
         if "PROMETHEUS_MULTIPROC_DIR" in os.environ:

@@ -26,6 +26,18 @@ class Reconstructor:
     def __init__(self, in_flight: InFlight, metrics: Metrics, thread_ids: int) -> None:
         self._in_flight, self._metrics, self._thread_ids = in_flight, metrics, thread_ids
 
+    def at_once(self, served: Served, ids: Ids, dtype: npt.DTypeLike, bag: dict[str, Any] | None) -> Rows | None:
+        """The rows, or with ``bag`` arguments the bags, of ids where nothing has to be waited for, else None.
+
+        Raises as :meth:`lookup`.
+        """
+        if len(ids) > self._thread_ids:
+            return None
+        with self._in_flight.take(len(ids)):
+            rows = served.lookup(ids, dtype) if bag is None else served.bag(ids, dtype, **bag)
+        self._metrics.tally.looked_up(served.table.name, len(ids))
+        return rows
+
     async def lookup(self, served: Served, ids: Ids, dtype: npt.DTypeLike = np.float32) -> Rows:
         """The rows of ids (n,), (n, D).
 
@@ -45,6 +57,5 @@ class Reconstructor:
                 rows = call()
             else:  # long kernel calls leave the event loop
                 rows = await asyncio.get_running_loop().run_in_executor(None, call)
-        self._metrics.ids.labels(served.table.name).inc(len(ids))
-        self._metrics.request_ids.observe(len(ids))
+        self._metrics.tally.looked_up(served.table.name, len(ids))
         return rows

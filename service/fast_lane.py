@@ -1,0 +1,215 @@
+"""Requests that can be answered at once, straight from the socket: no task, no ASGI messages, no second parse of a known head.
+
+A request takes the lane when it arrived whole, alone and with nothing of its connection unfinished, its head has only the headers
+named below, and its rows need no other thread. Everything else goes uvicorn's way, and gets the same answers: both use
+:class:`~service.fast_path.FastPath` for what a request means. Heads are only ever parsed by httptools; what one says is
+remembered under its very bytes, because a client that keeps its connection sends the same head again and again.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from hfh_embed.errors import InputError
+from service import wire
+from service.errors import ApiError, error_body
+from service.wire import Output
+
+if TYPE_CHECKING:
+    from service.fast_path import FastPath
+
+__all__ = ["Lane", "Protocol", "find_route"]
+
+HEADERS = frozenset(
+    (b"host", b"user-agent", b"accept", b"accept-encoding", b"connection", b"content-type", b"content-length")
+)
+PLAIN_PATH = re.compile(rb"[A-Za-z0-9_.~/-]+")
+MOST_HEAD_BYTES, MOST_BODY_BYTES, MOST_HEADS = 1_024, 65_536, 256
+PREFIX = "/v1/tables/"
+ROUTES = ("lookup", "bag")
+END = b"\r\n\r\n"
+STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
+INTERNAL = ApiError(500, "internal", "the service failed at this request; its log has the details")
+log = logging.getLogger("hfh.service")
+
+
+class Plan(NamedTuple):
+    """What a head asks for."""
+
+    route: str
+    name: str
+    media: str
+    output: Output
+    query: bytes
+    length: int
+
+
+class Lane:
+    """Answers of one process's fast path as bytes for a socket."""
+
+    def __init__(self, path: FastPath) -> None:
+        self._path = path
+        self._plans: dict[bytes, Plan | None] = {}
+
+    def answer(self, data: bytes) -> tuple[bytes, bytes | memoryview] | None:
+        """Head and body of the answer to one whole request; None when it has to go the long way."""
+        end = data.find(END, 0, MOST_HEAD_BYTES) + len(END)
+        if end < len(END) or len(data) - end > MOST_BODY_BYTES or not self._path.state.ready:
+            return None
+        head = data[:end]
+        try:
+            plan = self._plans[head]
+        except KeyError:
+            plan = self._remember(head)
+        if plan is None or len(data) - end != plan.length or plan.length > self._path.state.settings.max_body_bytes:
+            return None
+        began = time.perf_counter()
+        tally = self._path.state.metrics.tally
+        try:
+            answer = self._found(plan, data[end:])
+            if answer is None:
+                return None
+            tally.took(plan.route, time.perf_counter() - began)
+            tally.answered(plan.route, 200)
+            return answer
+        except ApiError as error:
+            refused = error
+        except InputError as error:
+            refused = wire.invalid(str(error))
+        except Exception:
+            log.exception("lookup failed")
+            refused = INTERNAL
+        tally.answered(plan.route, refused.status)
+        return _refusal(refused)
+
+    def _found(self, plan: Plan, body: bytes) -> tuple[bytes, bytes | memoryview] | None:
+        route, name, media, output, query, _ = plan
+        asked = self._path.question(route, name, media, body, query, output)
+        rows = self._path.state.reconstructor.at_once(asked.served, asked.ids, wire.DTYPES[output.dtype], asked.bag)
+        if rows is None:
+            return None
+        content, headers = self._path.answer(asked, rows)
+        described = b"".join([b"%b: %b\r\n" % header for header in headers])
+        return b"HTTP/1.1 200 OK\r\ncontent-type: %b\r\ncontent-length: %d\r\n%b\r\n" % (
+            output.media.encode(),
+            len(content),
+            described,
+        ), content
+
+    def _remember(self, head: bytes) -> Plan | None:
+        if len(self._plans) >= MOST_HEADS:
+            self._plans.clear()
+        plan = self._plans[head] = _read(head)
+        return plan
+
+
+def find_route(path: str) -> tuple[str, str] | None:
+    """The lookup route that a path names, and its table."""
+    if path == "/v1/lookup":
+        return "tables", ""
+    if path.startswith(PREFIX):
+        name, slash, route = path[len(PREFIX) :].rpartition("/")
+        if slash and route in ROUTES:
+            return route, name
+    return None
+
+
+class _Head:
+    """What httptools finds in a head."""
+
+    def __init__(self) -> None:
+        self.url, self.headers, self.fits = b"", dict[bytes, bytes](), True
+
+    def on_url(self, url: bytes) -> None:
+        self.url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        name = name.lower()
+        self.fits = self.fits and name in HEADERS and name not in self.headers
+        self.headers[name] = value
+
+    def on_body(self, _: bytes) -> None:
+        self.fits = False  # these bytes hold more than one head
+
+    def on_message_complete(self) -> None:
+        self.fits = False
+
+
+def _read(head: bytes) -> Plan | None:
+    """What a head asks for; None when the lane is not for it, or it is not valid."""
+    found = _Head()
+    parser = httptools.HttpRequestParser(found)
+    try:
+        parser.feed_data(head)
+        url = httptools.parse_url(found.url)
+        length = int(found.headers.get(b"content-length", b""))
+    except (httptools.HttpParserError, httptools.HttpParserUpgrade, ValueError):
+        return None
+    keeps = parser.get_http_version() == "1.1" and parser.should_keep_alive()
+    if not (found.fits and keeps and parser.get_method() == b"POST" and PLAIN_PATH.fullmatch(url.path)):
+        return None
+    route = find_route(url.path.decode())
+    if route is None or route[0] == "tables":
+        return None
+    try:
+        media = wire.media_type(found.headers.get(b"content-type", b""))
+        output = wire.negotiate(found.headers.get(b"accept", b""), media)
+    except ApiError:
+        return None
+    return Plan(*route, media, output, url.query or b"", length)
+
+
+def _refusal(error: ApiError) -> tuple[bytes, bytes]:
+    body = error_body(error.status, error.type, error.message)
+    extra = b"".join(b"%b: %b\r\n" % (name.encode(), value.encode()) for name, value in error.headers.items())
+    head = b"%bcontent-type: application/json\r\ncontent-length: %d\r\n%b\r\n"
+    return head % (STATUS_LINES[error.status], len(body), extra), body
+
+
+class Protocol(HttpToolsProtocol):
+    """uvicorn's HTTP protocol with the lane beside it. Its application has the lane as ``lane``."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._lane: Lane = self.app.lane
+        self._between_requests = True
+        self._used_s = 0.0
+
+    def on_message_begin(self) -> None:
+        self._between_requests = False
+        super().on_message_begin()
+
+    def on_message_complete(self) -> None:
+        self._between_requests = True
+        super().on_message_complete()
+
+    def data_received(self, data: bytes) -> None:
+        cycle = self.cycle
+        if self._between_requests and (cycle is None or cycle.response_complete) and not self.flow.write_paused:
+            answer = self._lane.answer(data)
+            if answer is not None:
+                self.transport.writelines(answer)
+                self.server_state.total_requests += 1
+                self._used_s = self.loop.time()
+                if self.timeout_keep_alive_task is None:
+                    self._expect_more(self.timeout_keep_alive)
+                return
+        super().data_received(data)
+
+    def _expect_more(self, within_s: float) -> None:
+        self.timeout_keep_alive_task = self.loop.call_later(within_s, self.timeout_keep_alive_handler)
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Close the connection, unless the lane was used since this was arranged."""
+        left_s = self._used_s + self.timeout_keep_alive - self.loop.time()
+        if left_s > 0:
+            self._expect_more(left_s)
+        else:
+            super().timeout_keep_alive_handler()
