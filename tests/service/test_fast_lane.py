@@ -79,7 +79,9 @@ def test_the_lane_and_the_long_way_answer_the_same(lane, client, case: int) -> N
         status, described, content = _parts(b"".join(answer))
         other = client.post(path, content=body, headers=dict(header.split(": ", 1) for header in headers))
         assert (status, content) == (other.status_code, other.content)
-        assert described == dict(other.headers)
+        expected = dict(other.headers)
+        expected.pop("connection", None)  # the long way ends a connection whose body it may not have read
+        assert described == expected
 
 
 @pytest.mark.parametrize(
