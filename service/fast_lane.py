@@ -11,10 +11,13 @@ from __future__ import annotations
 import logging
 import re
 import time
+from collections.abc import Callable
+from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import httptools
+import numpy.typing as npt
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from hfh_embed.errors import InputError
@@ -23,7 +26,10 @@ from service.errors import ApiError, error_body
 from service.wire import Output
 
 if TYPE_CHECKING:
-    from service.fast_path import FastPath
+    from service.fast_path import FastPath, Question
+
+Rows = npt.NDArray[Any]
+Write = Callable[[tuple[bytes, bytes | memoryview]], None]
 
 __all__ = ["Lane", "Protocol", "find_route"]
 
@@ -58,50 +64,69 @@ class Lane:
         self._path = path
         self._plans: dict[bytes, Plan | None] = {}
 
-    def answer(self, data: bytes) -> tuple[bytes, bytes | memoryview] | None:
-        """Head and body of the answer to one whole request; None when it has to go the long way."""
+    def take(self, data: bytes, write: Write) -> bool:
+        """Answer one whole request by ``write``, now or with the next batch; False when it has to go the long way."""
         end = data.find(END, 0, MOST_HEAD_BYTES) + len(END)
-        if end < len(END) or len(data) - end > MOST_BODY_BYTES or not self._path.state.ready:
-            return None
+        state = self._path.state
+        if end < len(END) or len(data) - end > MOST_BODY_BYTES or not state.ready:
+            return False
         head = data[:end]
         try:
             plan = self._plans[head]
         except KeyError:
             plan = self._remember(head)
-        if plan is None or len(data) - end != plan.length or plan.length > self._path.state.settings.max_body_bytes:
-            return None
+        if plan is None or len(data) - end != plan.length or plan.length > state.settings.max_body_bytes:
+            return False
         began = time.perf_counter()
+        route, name, media, output, query, _ = plan
+        outcome: Rows | Exception | None
+        try:
+            asked = self._path.question(route, name, media, data[end:], query, output)
+            dtype, reconstructor = wire.DTYPES[output.dtype], state.reconstructor
+            if asked.bag is None and reconstructor.batches(asked.served, len(asked.ids)):
+                done = partial(self._finish, route, asked, began, write)
+                reconstructor.enqueue(asked.served, asked.ids, dtype, done)
+                return True
+            outcome = reconstructor.at_once(asked.served, asked.ids, dtype, asked.bag)
+            if outcome is None:
+                return False
+        except Exception as error:
+            self._refuse(route, error, write)
+        else:
+            self._finish(route, asked, began, write, outcome)
+        return True
+
+    def flush(self) -> None:
+        """Answer what waits for a batch."""
+        self._path.state.reconstructor.flush()
+
+    def _finish(self, route: str, asked: Question, began: float, write: Write, outcome: Rows | Exception) -> None:
         tally = self._path.state.metrics.tally
         try:
-            answer = self._found(plan, data[end:])
-            if answer is None:
-                return None
-            tally.took(plan.route, time.perf_counter() - began)
-            tally.answered(plan.route, 200)
-            return answer
-        except ApiError as error:
-            refused = error
-        except InputError as error:
-            refused = wire.invalid(str(error))
-        except Exception:
-            log.exception("lookup failed")
-            refused = INTERNAL
-        tally.answered(plan.route, refused.status)
-        return _refusal(refused)
+            if isinstance(outcome, Exception):
+                raise outcome
+            content, headers = self._path.answer(asked, outcome)
+            described = b"".join([b"%b: %b\r\n" % header for header in headers])
+            top = b"HTTP/1.1 200 OK\r\ncontent-type: %b\r\ncontent-length: %d\r\n%b\r\n" % (
+                asked.output.media.encode(),
+                len(content),
+                described,
+            )
+            tally.took(route, time.perf_counter() - began)
+            tally.answered(route, 200)
+        except Exception as error:
+            self._refuse(route, error, write)
+        else:
+            write((top, content))
 
-    def _found(self, plan: Plan, body: bytes) -> tuple[bytes, bytes | memoryview] | None:
-        route, name, media, output, query, _ = plan
-        asked = self._path.question(route, name, media, body, query, output)
-        rows = self._path.state.reconstructor.at_once(asked.served, asked.ids, wire.DTYPES[output.dtype], asked.bag)
-        if rows is None:
-            return None
-        content, headers = self._path.answer(asked, rows)
-        described = b"".join([b"%b: %b\r\n" % header for header in headers])
-        return b"HTTP/1.1 200 OK\r\ncontent-type: %b\r\ncontent-length: %d\r\n%b\r\n" % (
-            output.media.encode(),
-            len(content),
-            described,
-        ), content
+    def _refuse(self, route: str, error: Exception, write: Write) -> None:
+        if isinstance(error, InputError):
+            error = wire.invalid(str(error))
+        elif not isinstance(error, ApiError):
+            log.error("lookup failed", exc_info=error)
+            error = INTERNAL
+        self._path.state.metrics.tally.answered(route, error.status)
+        write(_refusal(error))
 
     def _remember(self, head: bytes) -> Plan | None:
         if len(self._plans) >= MOST_HEADS:
@@ -179,7 +204,7 @@ class Protocol(HttpToolsProtocol):
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self._lane: Lane = self.app.lane
-        self._between_requests = True
+        self._between_requests, self._waits = True, False
         self._used_s = 0.0
 
     def on_message_begin(self) -> None:
@@ -192,16 +217,29 @@ class Protocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         cycle = self.cycle
+        if self._waits:  # the client did not wait for its answer: it comes first
+            self._lane.flush()
         if self._between_requests and (cycle is None or cycle.response_complete) and not self.flow.write_paused:
-            answer = self._lane.answer(data)
-            if answer is not None:
-                self.transport.writelines(answer)
-                self.server_state.total_requests += 1
-                self._used_s = self.loop.time()
-                if self.timeout_keep_alive_task is None:
-                    self._expect_more(self.timeout_keep_alive)
+            self._waits = True
+            if self._lane.take(data, self._write):
                 return
+            self._waits = False
         super().data_received(data)
+
+    def shutdown(self) -> None:
+        if self._waits:
+            self._lane.flush()
+        super().shutdown()
+
+    def _write(self, answer: tuple[bytes, bytes | memoryview]) -> None:
+        self._waits = False
+        if self.transport.is_closing():
+            return
+        self.transport.writelines(answer)
+        self.server_state.total_requests += 1
+        self._used_s = self.loop.time()
+        if self.timeout_keep_alive_task is None:
+            self._expect_more(self.timeout_keep_alive)
 
     def _expect_more(self, within_s: float) -> None:
         self.timeout_keep_alive_task = self.loop.call_later(within_s, self.timeout_keep_alive_handler)

@@ -1,30 +1,52 @@
-"""Where every protocol gets its rows: admission by ids, and the choice of the thread that computes them."""
+"""Where every protocol gets its rows: admission by ids, batches, and the choice of the thread that computes them.
+
+A batch is what waits for rows of one table when the event loop has read every socket: one kernel call answers it, and nothing waits
+while the loop is idle. It pays for tables whose kernel call costs much however few ids it has, which is measured once for each.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
 
+import hfh_embed
+from hfh_embed.errors import InputError
 from service.catalog import Served
 from service.limits import InFlight
 from service.metrics import Metrics
+from service.settings import Settings
 
 __all__ = ["Reconstructor"]
 
 Ids = npt.NDArray[np.int64]
 Rows = npt.NDArray[Any]
+Done = Callable[[Rows | Exception], None]
+DEAR_CALL_S = 50e-6
 
 
 class Reconstructor:
     """Rows and bags of served tables, bounded by the ids that are being answered."""
 
-    def __init__(self, in_flight: InFlight, metrics: Metrics, thread_ids: int) -> None:
-        self._in_flight, self._metrics, self._thread_ids = in_flight, metrics, thread_ids
+    def __init__(self, in_flight: InFlight, metrics: Metrics, settings: Settings) -> None:
+        self._in_flight, self._metrics, self._thread_ids = in_flight, metrics, settings.thread_ids
+        self._batching, self._wait_s = settings.batching, settings.max_wait_us / 1e6
+        self._most = min(settings.max_batch_ids, settings.thread_ids)  # a batch does not leave the event loop
+        self._dear: WeakKeyDictionary[hfh_embed.Table, bool] = WeakKeyDictionary()
+        self._waiting: dict[tuple[int, str], _Batch] = {}
+        self._timer: asyncio.Handle | None = None
+
+    def batches(self, served: Served, count: int) -> bool:
+        """Whether a lookup of ``count`` ids waits for others: :meth:`enqueue` is then the way."""
+        if self._batching == "off" or count > self._most:
+            return False
+        return self._batching == "on" or self._is_dear(served.table)
 
     def at_once(self, served: Served, ids: Ids, dtype: npt.DTypeLike, bag: dict[str, Any] | None) -> Rows | None:
         """The rows, or with ``bag`` arguments the bags, of ids where nothing has to be waited for, else None.
@@ -38,6 +60,34 @@ class Reconstructor:
         self._metrics.tally.looked_up(served.table.name, len(ids))
         return rows
 
+    def enqueue(self, served: Served, ids: Ids, dtype: np.dtype[Any], done: Done) -> None:
+        """Compute rows with the next batch, then call ``done`` with them or with an error of these ids alone.
+
+        Raises:
+            ApiError: 429 when too many ids are being answered.
+        """
+        key = id(served), dtype.str
+        batch = self._waiting.get(key)
+        if batch is None:
+            batch = self._waiting[key] = _Batch(served, dtype)
+        taken = self._in_flight.take(len(ids))
+        taken.__enter__()
+        batch.add(ids, done, partial(taken.__exit__, None, None, None))
+        if batch.count >= self._most:
+            self._answer(self._waiting.pop(key))
+        elif self._timer is None:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(self._wait_s, self.flush) if self._wait_s else loop.call_soon(self.flush)
+
+    def flush(self) -> None:
+        """Answer everything that waits for a batch, now."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        waiting, self._waiting = self._waiting, {}
+        for batch in waiting.values():
+            self._answer(batch)
+
     async def lookup(self, served: Served, ids: Ids, dtype: npt.DTypeLike = np.float32) -> Rows:
         """The rows of ids (n,), (n, D).
 
@@ -45,7 +95,11 @@ class Reconstructor:
             ApiError: 429 when too many ids are being answered.
             InputError, UnknownIdError: as :meth:`hfh_embed.Table.lookup`.
         """
-        return await self._run(served, ids, partial(served.lookup, ids, dtype))
+        if not self.batches(served, len(ids)):
+            return await self._run(served, ids, partial(served.lookup, ids, dtype))
+        future: asyncio.Future[Rows] = asyncio.get_running_loop().create_future()
+        self.enqueue(served, ids, np.dtype(dtype), partial(_settle, future))
+        return await future
 
     async def bag(self, served: Served, ids: Ids, dtype: npt.DTypeLike = np.float32, **arguments: Any) -> Rows:
         """One row for each bag, (bags, D); arguments of :meth:`hfh_embed.Table.bag`, raises as :meth:`lookup`."""
@@ -59,3 +113,69 @@ class Reconstructor:
                 rows = await asyncio.get_running_loop().run_in_executor(None, call)
         self._metrics.tally.looked_up(served.table.name, len(ids))
         return rows
+
+    def _answer(self, batch: _Batch) -> None:
+        self._metrics.batch_ids.observe(batch.count)
+        outcomes = batch.compute()
+        for (ids, done, release), outcome in zip(batch.asked, outcomes, strict=True):
+            release()
+            if not isinstance(outcome, Exception):
+                self._metrics.tally.looked_up(batch.served.table.name, len(ids))
+            done(outcome)
+
+    def _is_dear(self, table: hfh_embed.Table) -> bool:
+        found = self._dear.get(table)
+        if found is None:
+            found = self._dear[table] = _call_s(table) > DEAR_CALL_S
+        return found
+
+
+class _Batch:
+    """Lookups of one table that wait for each other."""
+
+    def __init__(self, served: Served, dtype: np.dtype[Any]) -> None:
+        self.served, self.dtype, self.count = served, dtype, 0
+        self.asked: list[tuple[Ids, Done, Callable[[], None]]] = []
+
+    def add(self, ids: Ids, done: Done, release: Callable[[], None]) -> None:
+        self.asked.append((ids, done, release))
+        self.count += len(ids)
+
+    def compute(self) -> list[Rows | Exception]:
+        """What each gets. Where the whole fails each is computed alone, so that an id spoils no other's answer."""
+        parts = [ids for ids, _, _ in self.asked]
+        if len(parts) > 1:
+            try:
+                rows = self.served.lookup(np.concatenate(parts), self.dtype)
+            except InputError:
+                pass
+            except Exception as error:
+                return [error] * len(parts)
+            else:
+                return list(np.split(rows, np.cumsum([len(ids) for ids in parts[:-1]])))
+        return [self._alone(ids) for ids in parts]
+
+    def _alone(self, ids: Ids) -> Rows | Exception:
+        try:
+            return self.served.lookup(ids, self.dtype)
+        except Exception as error:
+            return error
+
+
+def _settle(future: asyncio.Future[Rows], outcome: Rows | Exception) -> None:
+    if future.done():
+        return  # whoever asked is gone
+    if isinstance(outcome, Exception):
+        future.set_exception(outcome)
+    else:
+        future.set_result(outcome)
+
+
+def _call_s(table: hfh_embed.Table) -> float:
+    """Seconds of a kernel call for one id, at best."""
+    ids, best = np.zeros(1, dtype=np.int64), float("inf")
+    for _ in range(5):
+        began = time.perf_counter()
+        table.lookup(ids)
+        best = min(best, time.perf_counter() - began)
+    return best

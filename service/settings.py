@@ -25,6 +25,11 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(8_388_608, ge=64, description="bytes of one request's body")
     max_in_flight_ids: int = Field(1_000_000, ge=1, description="ids being answered at once in one process")
     thread_ids: int = Field(4_096, ge=1, description="requests with more ids than this leave the event loop")
+    batching: Literal["auto", "on", "off"] = Field(
+        "auto", description="answer waiting lookups of a table by one kernel call; auto: where a call is dear"
+    )
+    max_batch_ids: int = Field(1_024, ge=2, description="ids of one batch; larger requests are never batched")
+    max_wait_us: float = Field(0.0, ge=0, le=100_000, description="microseconds to wait for more; 0: none while idle")
     body_timeout_s: float = Field(10.0, gt=0, description="seconds a client may take to send its body")
     keep_alive_s: int = Field(75, ge=1, description="seconds an idle connection stays open")
     drain_s: int = Field(30, ge=0, description="seconds that requests have to finish after a stop is asked for")

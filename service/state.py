@@ -31,5 +31,5 @@ class State:
         in_flight = InFlight(settings.max_in_flight_ids)
         for name, served in catalog.items():
             metrics.snapshot.labels(name, served.version).set(1)
-        reconstructor = Reconstructor(in_flight, metrics, settings.thread_ids)
+        reconstructor = Reconstructor(in_flight, metrics, settings)
         return cls(settings, catalog, metrics, in_flight, reconstructor)

@@ -22,14 +22,18 @@ LOOKUP, BAG = "/v1/tables/users/lookup", "/v1/tables/users/bag"
 IDS = np.array([3, 1, 2], "<i8")
 
 
-@pytest.fixture
-def lane(snapshot_path) -> Lane:
-    return create_app(State.load(Settings(paths=(snapshot_path,), **LIMITS))).lane
+@pytest.fixture(params=["off", "on"])
+def lane(snapshot_path, request) -> Lane:
+    return create_app(State.load(Settings(paths=(snapshot_path,), batching=request.param, **LIMITS))).lane
 
 
 def _ask(lane: Lane, data: bytes):
     async def ask():
-        return lane.answer(data)
+        answers = []
+        taken = lane.take(data, answers.append)
+        await asyncio.sleep(0.01)
+        assert len(answers) == taken
+        return answers[0] if taken else None
 
     return asyncio.run(ask())  # in an event loop, as in a server
 
@@ -165,9 +169,9 @@ def test_routes(path: str, found) -> None:
     assert find_route(path) == found
 
 
-@pytest.fixture(scope="module")
-def port(snapshot_path):
-    with serving(str(snapshot_path), "--keep-alive-s", "1") as (url, _):
+@pytest.fixture(scope="module", params=["off", "on"])
+def port(snapshot_path, request):
+    with serving(str(snapshot_path), "--keep-alive-s", "1", "--batching", request.param) as (url, _):
         yield int(url.rpartition(":")[2])
 
 
