@@ -32,6 +32,9 @@ class Metrics:
             registry=shared,
         )
         self.request_ids = Histogram("hfh_request_ids", "Ids of a request", buckets=IDS_BUCKETS, registry=shared)
+        self.cached = Counter(
+            "hfh_cache_rows_total", "Rows asked of a cache, by result", ["table", "result"], registry=shared
+        )
         self.batch_ids = Histogram("hfh_batch_ids", "Ids of a batch", buckets=IDS_BUCKETS, registry=shared)
         self.in_flight = Gauge("hfh_in_flight_ids", "Ids being answered", multiprocess_mode="livesum", registry=shared)
         self.rss = Gauge("hfh_resident_bytes", "Resident memory", multiprocess_mode="livesum", registry=shared)

@@ -7,7 +7,6 @@ while the loop is idle. It pays for tables whose kernel call costs much however 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -18,7 +17,9 @@ import numpy.typing as npt
 
 import hfh_embed
 from hfh_embed.errors import InputError
+from service.cache import RowCache
 from service.catalog import Served
+from service.cost import call_s
 from service.limits import InFlight
 from service.metrics import Metrics
 from service.settings import Settings
@@ -28,7 +29,9 @@ __all__ = ["Reconstructor"]
 Ids = npt.NDArray[np.int64]
 Rows = npt.NDArray[Any]
 Done = Callable[[Rows | Exception], None]
+Lookup = Callable[[Served, Ids, npt.DTypeLike], Rows]
 DEAR_CALL_S = 50e-6
+DEAR_ROWS, DEAR_ROWS_S = 64, 100e-6
 
 
 class Reconstructor:
@@ -38,6 +41,8 @@ class Reconstructor:
         self._in_flight, self._metrics, self._thread_ids = in_flight, metrics, settings.thread_ids
         self._batching, self._wait_s = settings.batching, settings.max_wait_us / 1e6
         self._most = min(settings.max_batch_ids, settings.thread_ids)  # a batch does not leave the event loop
+        self._cache_bytes = settings.cache_bytes
+        self._caches: WeakKeyDictionary[hfh_embed.Table, RowCache | None] = WeakKeyDictionary()
         self._dear: WeakKeyDictionary[hfh_embed.Table, bool] = WeakKeyDictionary()
         self._waiting: dict[tuple[int, str], _Batch] = {}
         self._timer: asyncio.Handle | None = None
@@ -56,7 +61,7 @@ class Reconstructor:
         if len(ids) > self._thread_ids:
             return None
         with self._in_flight.take(len(ids)):
-            rows = served.lookup(ids, dtype) if bag is None else served.bag(ids, dtype, **bag)
+            rows = self._rows(served, ids, dtype) if bag is None else served.bag(ids, dtype, **bag)
         self._metrics.tally.looked_up(served.table.name, len(ids))
         return rows
 
@@ -96,7 +101,8 @@ class Reconstructor:
             InputError, UnknownIdError: as :meth:`hfh_embed.Table.lookup`.
         """
         if not self.batches(served, len(ids)):
-            return await self._run(served, ids, partial(served.lookup, ids, dtype))
+            lookup = self._rows if len(ids) <= self._thread_ids else Served.lookup  # the cache is the event loop's
+            return await self._run(served, ids, partial(lookup, served, ids, dtype))
         future: asyncio.Future[Rows] = asyncio.get_running_loop().create_future()
         self.enqueue(served, ids, np.dtype(dtype), partial(_settle, future))
         return await future
@@ -116,17 +122,35 @@ class Reconstructor:
 
     def _answer(self, batch: _Batch) -> None:
         self._metrics.batch_ids.observe(batch.count)
-        outcomes = batch.compute()
+        outcomes = batch.compute(self._rows)
         for (ids, done, release), outcome in zip(batch.asked, outcomes, strict=True):
             release()
             if not isinstance(outcome, Exception):
                 self._metrics.tally.looked_up(batch.served.table.name, len(ids))
             done(outcome)
 
+    def _rows(self, served: Served, ids: Ids, dtype: npt.DTypeLike) -> Rows:
+        cache = self._cache(served.table) if self._cache_bytes else None
+        if cache is None:
+            return served.lookup(ids, dtype)
+        hits, misses = cache.hits, cache.misses
+        rows = served.lookup(ids, dtype, cache)
+        self._metrics.tally.cached(served.table.name, cache.hits - hits, cache.misses - misses)
+        return rows
+
+    def _cache(self, table: hfh_embed.Table) -> RowCache | None:
+        """The cache of a table whose rows are dear; each version of a table has its own."""
+        try:
+            return self._caches[table]
+        except KeyError:
+            dear = call_s(table, DEAR_ROWS) > DEAR_ROWS_S
+            cache = self._caches[table] = RowCache(table, self._cache_bytes) if dear else None
+            return cache
+
     def _is_dear(self, table: hfh_embed.Table) -> bool:
         found = self._dear.get(table)
         if found is None:
-            found = self._dear[table] = _call_s(table) > DEAR_CALL_S
+            found = self._dear[table] = call_s(table) > DEAR_CALL_S
         return found
 
 
@@ -141,23 +165,23 @@ class _Batch:
         self.asked.append((ids, done, release))
         self.count += len(ids)
 
-    def compute(self) -> list[Rows | Exception]:
+    def compute(self, lookup: Lookup) -> list[Rows | Exception]:
         """What each gets. Where the whole fails each is computed alone, so that an id spoils no other's answer."""
         parts = [ids for ids, _, _ in self.asked]
         if len(parts) > 1:
             try:
-                rows = self.served.lookup(np.concatenate(parts), self.dtype)
+                rows = lookup(self.served, np.concatenate(parts), self.dtype)
             except InputError:
                 pass
             except Exception as error:
                 return [error] * len(parts)
             else:
                 return list(np.split(rows, np.cumsum([len(ids) for ids in parts[:-1]])))
-        return [self._alone(ids) for ids in parts]
+        return [self._alone(lookup, ids) for ids in parts]
 
-    def _alone(self, ids: Ids) -> Rows | Exception:
+    def _alone(self, lookup: Lookup, ids: Ids) -> Rows | Exception:
         try:
-            return self.served.lookup(ids, self.dtype)
+            return lookup(self.served, ids, self.dtype)
         except Exception as error:
             return error
 
@@ -169,13 +193,3 @@ def _settle(future: asyncio.Future[Rows], outcome: Rows | Exception) -> None:
         future.set_exception(outcome)
     else:
         future.set_result(outcome)
-
-
-def _call_s(table: hfh_embed.Table) -> float:
-    """Seconds of a kernel call for one id, at best."""
-    ids, best = np.zeros(1, dtype=np.int64), float("inf")
-    for _ in range(5):
-        began = time.perf_counter()
-        table.lookup(ids)
-        best = min(best, time.perf_counter() - began)
-    return best

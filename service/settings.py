@@ -30,6 +30,7 @@ class Settings(BaseSettings):
     )
     max_batch_ids: int = Field(1_024, ge=2, description="ids of one batch; larger requests are never batched")
     max_wait_us: float = Field(0.0, ge=0, le=100_000, description="microseconds to wait for more; 0: none while idle")
+    cache_bytes: int = Field(0, ge=0, description="bytes of rows kept for each table whose rows are dear; 0: none")
     body_timeout_s: float = Field(10.0, gt=0, description="seconds a client may take to send its body")
     keep_alive_s: int = Field(75, ge=1, description="seconds an idle connection stays open")
     drain_s: int = Field(30, ge=0, description="seconds that requests have to finish after a stop is asked for")

@@ -55,6 +55,7 @@ class Tally:
         self._metrics, self._latency_bounds = metrics, latency_bounds
         self._answered: defaultdict[tuple[str, int], int] = defaultdict(int)
         self._ids: defaultdict[str, int] = defaultdict(int)
+        self._cached: defaultdict[tuple[str, str], int] = defaultdict(int)
         self._latency: dict[str, _Buckets] = {}
         self._request_ids = _Buckets(metrics.request_ids, ids_bounds)
         self._timer: asyncio.TimerHandle | None = None
@@ -77,6 +78,11 @@ class Tally:
         self._ids[table] += ids
         self._request_ids.observe(ids)
 
+    def cached(self, table: str, hits: int, misses: int) -> None:
+        """Rows that were found in a cache, and that were not."""
+        self._cached[table, "hit"] += hits
+        self._cached[table, "miss"] += misses
+
     def move(self) -> None:
         """Move what was counted into the metrics."""
         if self._timer is not None:
@@ -88,6 +94,9 @@ class Tally:
         ids, self._ids = self._ids, defaultdict(int)
         for table, total in ids.items():
             self._metrics.ids.labels(table).inc(total)
+        cached, self._cached = self._cached, defaultdict(int)
+        for (table, result), total in cached.items():
+            self._metrics.cached.labels(table, result).inc(total)
         for buckets in (*self._latency.values(), self._request_ids):
             if any(buckets.counts):
                 buckets.move()
