@@ -71,8 +71,9 @@ def wrk(
     core: int,
     seconds: float = 1.0,
     connections: int = 8,
+    refused: bool = False,
 ) -> Load:
-    """POST these bodies in turn, as fast as answers come. Any answer but 200 is an error of the benchmark."""
+    """POST these bodies in turn, as fast as answers come. Any answer but 200 is an error of the benchmark, unless ``refused``."""
     with tempfile.TemporaryDirectory() as folder:
         for number, body in enumerate(bodies, 1):
             Path(folder, str(number)).write_bytes(body)
@@ -89,7 +90,7 @@ def wrk(
         )
         spent = cpu_ns(pid) - before
     found = re.search(r"(\d+) requests in ([\d.]+)(m?s)", done.stdout)
-    if done.returncode or found is None or "Non-2xx" in done.stdout or "Socket errors" in done.stdout:
+    if done.returncode or found is None or ("Non-2xx" in done.stdout) != refused or "Socket errors" in done.stdout:
         raise SystemExit(f"wrk on {url} failed:\n{done.stdout}{done.stderr}")
     requests, length = int(found[1]), float(found[2]) * (0.001 if found[3] == "ms" else 1)
     return Load(requests, length, spent / 1000 / max(requests, 1))

@@ -18,9 +18,10 @@ import numpy as np
 
 import hfh_embed
 from hfh_embed.budget import plan
+from hfh_embed.layout import SnapshotSpec
 from hfh_embed.snapshot import Snapshot
 
-__all__ = ["Server", "hfh", "kserve", "mlserver", "redis", "snapshot"]
+__all__ = ["Server", "hfh", "kserve", "mlserver", "redis", "saved", "snapshot"]
 
 HERE = Path(__file__).parent
 
@@ -34,9 +35,12 @@ class Server:
 
 
 def snapshot(folder: Path, rows: int, dim: int = 64, ratio: float = 100) -> Path:
-    """A table "users" of the default form at this ratio. Random bytes are as good as trained ones: a row costs the same."""
-    path = folder / f"users-{rows}.hfh"
-    spec = plan({"users": (rows, dim)}, ratio)
+    """A table "users" of the default form at this ratio."""
+    return saved(folder / f"users-{rows}.hfh", plan({"users": (rows, dim)}, ratio))
+
+
+def saved(path: Path, spec: SnapshotSpec) -> Path:
+    """A snapshot of random bytes, as good as trained ones here: a row costs the same."""
     generator = np.random.default_rng(0)
     arrays = {
         name: generator.integers(0, 256, array.shape, dtype=np.uint8)
