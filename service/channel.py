@@ -128,8 +128,14 @@ class _Channel:
     def exchange(self, request: bytes) -> tuple[Answer, bool]:
         """The answer, and whether the connection may be used again."""
         try:
-            self._send(request)
-            data = self._receive()
+            return self._exchange(request)
+        except BlockingIOError:
+            raise TimeoutError("it did not answer in time") from None
+
+    def _exchange(self, request: bytes) -> tuple[Answer, bool]:
+        try:
+            self._socket.sendall(request)
+            data = self._socket.recv(PIECE_BYTES)
         except (BrokenPipeError, ConnectionResetError) as error:
             raise _EndedError(*error.args) from error
         if not data:
@@ -138,48 +144,31 @@ class _Channel:
             if len(data) > MOST_HEAD_BYTES:
                 raise ValueError("the headers of the answer do not end")
             data += self._more()
-        status, headers = _head(data[:end])
+        status, headers, length, reusable = _head(data[:end])
         start = end + len(HEAD_END)
-        if headers.get("transfer-encoding") == "chunked":
+        if len(data) - start == length:  # the usual case: all at once
+            body = bytearray(memoryview(data)[start:])
+        elif length is None:
             body = self._chunks(bytearray(data[start:]))
         else:
-            body = self._rest(data, start, headers.get("content-length", ""))
-        return (status, headers, body), headers.get("connection") != "close"
-
-    def _send(self, request: bytes) -> None:
-        try:
-            self._socket.sendall(request)
-        except BlockingIOError:
-            raise TimeoutError("it did not take the request in time") from None
-
-    def _receive(self) -> bytes:
-        try:
-            return self._socket.recv(PIECE_BYTES)
-        except BlockingIOError:
-            raise TimeoutError("it did not answer in time") from None
+            body = self._rest(memoryview(data)[start:], length)
+        return (status, headers, body), reusable
 
     def _more(self) -> bytes:
-        data = self._receive()
+        data = self._socket.recv(PIECE_BYTES)
         if not data:
             raise ConnectionError("the connection ended in the middle of an answer")
         return data
 
-    def _rest(self, data: bytes, start: int, length: str) -> bytearray:
-        if not length.isdigit():
-            raise ValueError(f"the answer's length is {length[:40]!r}")
-        size, have = int(length), len(data) - start
-        if have > size:
+    def _rest(self, begun: memoryview, length: int) -> bytearray:
+        have = len(begun)
+        if have > length:
             raise ValueError("the answer is longer than it says")
-        if have == size:
-            return bytearray(memoryview(data)[start:])
-        body = bytearray(size)
+        body = bytearray(length)
         view = memoryview(body)
-        view[:have] = memoryview(data)[start:]
-        while have < size:
-            try:
-                got = self._socket.recv_into(view[have:])
-            except BlockingIOError:
-                raise TimeoutError("it did not finish its answer in time") from None
+        view[:have] = begun
+        while have < length:
+            got = self._socket.recv_into(view[have:])
             if not got:
                 raise ConnectionError("the connection ended in the middle of an answer")
             have += got
@@ -214,7 +203,8 @@ def _begin(method: str, path: str, host: str, headers: Headers) -> bytes:
 
 
 @lru_cache(maxsize=256)
-def _head(data: bytes) -> tuple[int, Mapping[str, str]]:
+def _head(data: bytes) -> tuple[int, Mapping[str, str], int | None, bool]:
+    """Status, headers, the body's length (None: in chunks), and whether the connection stays."""
     first, *lines = data.decode("latin-1").split("\r\n")
     version, _, rest = first.partition(" ")
     if version != "HTTP/1.1" or not rest[:3].isdigit():
@@ -222,6 +212,11 @@ def _head(data: bytes) -> tuple[int, Mapping[str, str]]:
     headers = {}
     for line in lines:
         name, _, value = line.partition(":")
-        name, value = name.lower(), value.strip()
-        headers[name] = value.lower() if name in ("connection", "transfer-encoding") else value
-    return int(rest[:3]), headers
+        headers[name.lower()] = value.strip()
+    stays = headers.get("connection", "").lower() != "close"
+    if headers.get("transfer-encoding", "").lower() == "chunked":
+        return int(rest[:3]), headers, None, stays
+    length = headers.get("content-length", "")
+    if not length.isdigit():
+        raise ValueError(f"the answer's length is {length[:40]!r}")
+    return int(rest[:3]), headers, int(length), stays

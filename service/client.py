@@ -46,9 +46,11 @@ class ServiceError(Exception):
 class _Call:
     """One request and how its answer is read; the same for both clients."""
 
+    __slots__ = ("body", "dtype", "headers", "method", "path")
+
     def __init__(self, path: str, body: bytes, media: str, dtype: str | None, method: str = "POST") -> None:
         self.method, self.path, self.body = method, path, body
-        self.headers = ("content-type", media), ("accept", f"{BINARY};dtype={dtype}" if dtype else JSON)
+        self.headers = _headers(media, dtype)
         self.dtype = dtype
 
     def read(self, status: int, headers: Headers, body: bytes | bytearray) -> Any:
@@ -67,6 +69,11 @@ def _error(status: int, body: bytes | bytearray) -> ServiceError:
         return ServiceError(status, str(error["type"]), str(error["message"]))
     except (ValueError, KeyError, TypeError):
         return ServiceError(status, "http_error", f"status {status} without an explanation; is this an HFH service?")
+
+
+@lru_cache
+def _headers(media: str, dtype: str | None) -> tuple[tuple[str, str], ...]:
+    return ("content-type", media), ("accept", f"{BINARY};dtype={dtype}" if dtype else JSON)
 
 
 @lru_cache(maxsize=1024)
