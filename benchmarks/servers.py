@@ -21,7 +21,7 @@ from hfh_embed.budget import plan
 from hfh_embed.layout import SnapshotSpec
 from hfh_embed.snapshot import Snapshot
 
-__all__ = ["Server", "hfh", "kserve", "mlserver", "redis", "saved", "snapshot"]
+__all__ = ["Server", "feast", "hfh", "kserve", "mlserver", "redis", "saved", "snapshot"]
 
 HERE = Path(__file__).parent
 
@@ -131,6 +131,22 @@ def mlserver(binary: str, rows: int, core: int, folder: Path) -> Iterator[Server
     ) as process:
         _wait_for(port, "/v2/models/users/ready")
         yield Server(process.pid, port)
+
+
+@contextmanager
+def feast(binary: str, rows: int, core: int, folder: Path) -> Iterator[Server]:
+    """Feast's feature server; the Redis that it asks is not counted."""
+    folder.mkdir()
+    port, store = _free_port(), _free_port()
+    command = ["redis-server", "--port", str(store), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+    with _running(command, core, stdout=subprocess.DEVNULL):
+        _wait_for(store)
+        python = str(Path(binary).parent / "python")
+        subprocess.run([python, str(HERE / "peers" / "feast_table.py"), str(folder), str(store), str(rows)], check=True)
+        serve = [binary, "--chdir", str(folder), "serve", "--port", str(port), "--no-access-log"]
+        with _running(serve, core, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+            _wait_for(port, "/health")
+            yield Server(process.pid, port)
 
 
 def _free_port() -> int:

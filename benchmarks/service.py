@@ -1,11 +1,12 @@
 """The service beside what serves vectors today: Redis, KServe and MLServer, by HTTP or RESP on one machine, in one run.
 
-    python -m benchmarks.service [--kserve PYTHON] [--mlserver BINARY] [--only load,memory,client]
+    python -m benchmarks.service [--kserve PYTHON] [--mlserver BINARY] [--feast BINARY] [--only load,memory,client]
 
 1 M x 64 float32 rows, ratio 100; Redis holds the same rows as values of 256 bytes. The server has one core, its client the other;
 wrk and redis-benchmark keep 8 connections busy. The measure is CPU time of the server's processes for each request, by the
 scheduler's account. Every round measures every server once; medians of the rounds are compared.
-KServe and MLServer need environments of their own (pip install kserve, pip install mlserver); without them their rows are left out.
+KServe, MLServer and Feast need environments of their own (pip install kserve, mlserver, 'feast[redis]'); without them their rows are
+left out. Feast's store has 5,000 rows, because it takes minutes to fill with more; its own Redis is not counted.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from benchmarks.load import Load, memory_bytes, random_ids, redis_mget, two_core
 from benchmarks.record import Recorder
 from service.client import Client
 
+FEAST_ROWS = 5_000
 ROWS, DIM, SIZES = 1_000_000, 64, (16, 64, 512, 4_096)
 BINARY = {"content-type": "application/octet-stream", "accept": "application/octet-stream"}
 Cell = tuple[str, int]
@@ -40,6 +42,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kserve", metavar="PYTHON", help="the interpreter of an environment with kserve")
     parser.add_argument("--mlserver", metavar="BINARY", help="the mlserver command of an environment with it")
+    parser.add_argument("--feast", metavar="BINARY", help="the feast command of an environment with feast[redis]")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1.0, help="of each measurement")
     parser.add_argument("--only", default="load,memory,client")
@@ -106,6 +109,16 @@ def _load(folder: Path, arguments: argparse.Namespace, recorder: Recorder, targe
                 client_core,
                 "/v2/models/users/infer",
             )
+        if arguments.feast:
+            other = stack.enter_context(servers.feast(arguments.feast, FEAST_ROWS, server_core, folder / "feast"))
+            bodies = [
+                json.dumps({"features": ["users:vector"], "entities": {"user": ids.tolist()}}).encode()
+                for ids in random_ids(64, FEAST_ROWS)
+            ]
+            headers = {"content-type": "application/json"}
+            cells["feast + redis JSON", 64] = _post(
+                other, bodies, headers, arguments, client_core, "/get-online-features"
+            )
         for _ in range(arguments.rounds):
             for cell, measure in cells.items():
                 measured[cell].append(measure())
@@ -114,10 +127,10 @@ def _load(folder: Path, arguments: argparse.Namespace, recorder: Recorder, targe
             hfh_rss_bytes=memory_bytes(ours.pid, "Rss"),
             redis_rss_bytes=memory_bytes(peer.pid, "Rss"),
         )
-    print(f"{'':16}{'ids':>6}{'CPU us/request':>16}{'requests/s':>12}{'rows/s':>12}")
+    print(f"{'':20}{'ids':>6}{'CPU us/request':>16}{'requests/s':>12}{'rows/s':>12}")
     for (name, size), loads in measured.items():
         cpu, rate = statistics.median(load.cpu_us for load in loads), statistics.median(load.rate for load in loads)
-        print(f"{name:16}{size:6}{cpu:16.1f}{rate:12,.0f}{rate * size:12,.0f}")
+        print(f"{name:20}{size:6}{cpu:16.1f}{rate:12,.0f}{rate * size:12,.0f}")
         recorder.row(
             measure="load",
             server=name,
