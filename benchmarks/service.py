@@ -28,7 +28,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import servers
-from benchmarks.load import Load, memory_bytes, random_ids, redis_mget, two_cores, wrk
+from benchmarks.load import Load, cpu_ns, memory_bytes, random_ids, redis_mget, two_cores, wrk
 from benchmarks.record import Recorder
 from service.client import Client
 
@@ -275,11 +275,21 @@ def _memory(folder: Path, recorder: Recorder, targets: Targets) -> None:
     with servers.hfh(path, None, "--workers", "2") as server:
         for _ in range(20):
             _read_everything(server.port, rows)
-        children = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()
-        pids = [server.pid, *map(int, children)]
-        shares = {kind: [memory_bytes(pid, kind) for pid in pids] for kind in ("Rss", "Pss")}
-    print(f"2 workers and their parent: RSS {sum(shares['Rss']) / 1e6:.0f} MB, PSS {sum(shares['Pss']) / 1e6:.0f} MB")
-    recorder.row(measure="memory of 2 workers, 10 M x 64", rss_bytes=shares["Rss"], pss_bytes=shares["Pss"])
+        workers = [int(pid) for pid in Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()]
+        shares = {kind: [memory_bytes(pid, kind) for pid in (server.pid, *workers)] for kind in ("Rss", "Pss")}
+        before = [cpu_ns(pid) for pid in workers]
+        url = f"http://127.0.0.1:{server.port}/v1/tables/users/lookup"
+        wrk(url, server.pid, _binary(64), BINARY, core=two_cores()[1], connections=32)
+        spent = [after - earlier for after, earlier in zip(map(cpu_ns, workers), before, strict=True)]
+    busiest = max(spent) / sum(spent)
+    print(f"2 workers and their parent: RSS {sum(shares['Rss']) / 1e6:.0f} MB, PSS {sum(shares['Pss']) / 1e6:.0f} MB;")
+    print(f"of the work of 32 connections the busier one did {busiest:.0%}")
+    recorder.row(
+        measure="2 workers, 10 M x 64",
+        rss_bytes=shares["Rss"],
+        pss_bytes=shares["Pss"],
+        busier_worker_share=round(busiest, 3),
+    )
 
 
 def _read_everything(port: int, rows: int) -> None:
