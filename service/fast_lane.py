@@ -203,6 +203,7 @@ class Protocol(HttpToolsProtocol):
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
+        self._served = self.app
         self._lane: Lane = self.app.lane
         self._between_requests, self._waits = True, False
         self._used_s = 0.0
@@ -219,7 +220,8 @@ class Protocol(HttpToolsProtocol):
         cycle = self.cycle
         if self._waits:  # the client did not wait for its answer: it comes first
             self._lane.flush()
-        if self._between_requests and (cycle is None or cycle.response_complete) and not self.flow.write_paused:
+        idle = self._between_requests and (cycle is None or cycle.response_complete)
+        if idle and not self.flow.write_paused and self.app is self._served:  # not one that refuses the connection
             self._waits = True
             if self._lane.take(data, self._write):
                 return
