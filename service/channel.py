@@ -68,16 +68,23 @@ class Channels:
         request = b"%b%d\r\n\r\n%b" % (begin, len(body), body)
         left, pause_s = self._retries, 0.1
         while True:
-            kept = bool(self._idle)
+            channel, kept = None, bool(self._idle)
             try:
-                return self._exchange(request)
-            except TimeoutError:
-                raise
-            except OSError as error:
-                if kept and isinstance(error, _EndedError):
-                    continue  # a kept connection was closed while it was idle: no failure
-                if not left:
+                channel = self._idle.pop() if kept else self._connect()
+                answer, reusable = channel.exchange(request)
+            except BaseException as error:
+                if channel is not None:
+                    channel.close()
+                if kept and isinstance(error, IndexError if channel is None else _EndedError):
+                    continue  # another thread took it, or it was closed while it was idle: no failure
+                if not left or not isinstance(error, OSError) or isinstance(error, TimeoutError):
                     raise
+            else:
+                if reusable and len(self._idle) < self._most_kept:
+                    self._idle.append(channel)
+                else:
+                    channel.close()
+                return answer
             time.sleep(pause_s)
             left, pause_s = left - 1, pause_s * 2
 
@@ -85,22 +92,6 @@ class Channels:
         """Close the idle connections."""
         while self._idle:
             self._idle.pop().close()
-
-    def _exchange(self, request: bytes) -> Answer:
-        try:
-            channel = self._idle.pop()
-        except IndexError:
-            channel = self._connect()
-        try:
-            answer, reusable = channel.exchange(request)
-        except BaseException:
-            channel.close()
-            raise
-        if reusable and len(self._idle) < self._most_kept:
-            self._idle.append(channel)
-        else:
-            channel.close()
-        return answer
 
     def _connect(self) -> _Channel:
         connection = socket.create_connection(self._address, self._timeout_s)
@@ -128,16 +119,12 @@ class _Channel:
     def exchange(self, request: bytes) -> tuple[Answer, bool]:
         """The answer, and whether the connection may be used again."""
         try:
-            return self._exchange(request)
-        except BlockingIOError:
-            raise TimeoutError("it did not answer in time") from None
-
-    def _exchange(self, request: bytes) -> tuple[Answer, bool]:
-        try:
             self._socket.sendall(request)
             data = self._socket.recv(PIECE_BYTES)
         except (BrokenPipeError, ConnectionResetError) as error:
             raise _EndedError(*error.args) from error
+        except BlockingIOError:
+            raise _late() from None
         if not data:
             raise _EndedError("the server closed the connection")
         while (end := data.find(HEAD_END)) < 0:
@@ -155,7 +142,10 @@ class _Channel:
         return (status, headers, body), reusable
 
     def _more(self) -> bytes:
-        data = self._socket.recv(PIECE_BYTES)
+        try:
+            data = self._socket.recv(PIECE_BYTES)
+        except BlockingIOError:
+            raise _late() from None
         if not data:
             raise ConnectionError("the connection ended in the middle of an answer")
         return data
@@ -168,7 +158,10 @@ class _Channel:
         view = memoryview(body)
         view[:have] = begun
         while have < length:
-            got = self._socket.recv_into(view[have:])
+            try:
+                got = self._socket.recv_into(view[have:])
+            except BlockingIOError:
+                raise _late() from None
             if not got:
                 raise ConnectionError("the connection ended in the middle of an answer")
             have += got
@@ -194,6 +187,10 @@ class _Channel:
                 if data:
                     raise ValueError("the answer is longer than it says")
                 return body  # trailers do not occur
+
+
+def _late() -> TimeoutError:
+    return TimeoutError("there was no answer in time")
 
 
 @lru_cache(maxsize=256)
