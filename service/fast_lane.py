@@ -68,7 +68,7 @@ class Lane:
         """Answer one whole request by ``write``, now or with the next batch; False when it has to go the long way."""
         end = data.find(END, 0, MOST_HEAD_BYTES) + len(END)
         state = self._path.state
-        if end < len(END) or len(data) - end > MOST_BODY_BYTES or not state.ready:
+        if end < len(END) or len(data) - end > MOST_BODY_BYTES or not self._is_open():
             return False
         head = data[:end]
         try:
@@ -95,6 +95,10 @@ class Lane:
         else:
             self._finish(route, asked, began, write, outcome)
         return True
+
+    def _is_open(self) -> bool:
+        """Whether requests now need nothing that only the long way does, such as a goodbye while the process stops."""
+        return self._path.state.ready
 
     def flush(self) -> None:
         """Answer what waits for a batch."""
