@@ -81,7 +81,7 @@ class Lane:
         route, name, media, output, query, _ = plan
         outcome: Rows | Exception | None
         try:
-            asked = self._path.question(route, name, media, data[end:], query, output)
+            asked = self._path.question(self._path.table(name), route, name, media, data[end:], query, output)
             dtype, reconstructor = wire.DTYPES[output.dtype], state.reconstructor
             if asked.bag is None and reconstructor.batches(asked.served, len(asked.ids)):
                 done = partial(self._finish, route, asked, began, write)

@@ -86,12 +86,15 @@ class FastPath:
     async def _one(
         self, route: str, name: str, media: str, body: bytes, scope: dict[str, Any], output: Output
     ) -> Answer:
-        asked = self.question(route, name, media, body, scope["query_string"], output)
+        served = self.table(name)
+        asked = self.question(served, route, name, media, body, scope["query_string"], output)
         return self.answer(asked, await self._compute(asked))
 
-    def question(self, route: str, name: str, media: str, body: bytes, query: bytes, output: Output) -> Question:
+    def question(
+        self, served: Served, route: str, name: str, media: str, body: bytes, query: bytes, output: Output
+    ) -> Question:
         """A request for one table, checked; ApiError where it is not a valid one."""
-        served, most = self._table(name), self.state.settings.max_ids
+        most = self.state.settings.max_ids
         if media != BINARY:
             document = wire.decode(media, body)
         else:
@@ -123,7 +126,7 @@ class FastPath:
         asked = wire.decode(media, body).get("tables")
         if not isinstance(asked, dict) or not asked:
             raise wire.invalid('give {"tables": {name: {"ids": [...]}, ...}} with at least one table')
-        served = {str(name): self._table(str(name)) for name in asked}  # all from one state of the catalog
+        served = {str(name): self.table(str(name)) for name in asked}  # all from one state of the catalog
         left, answers = self.state.settings.max_ids, {}
         for name, document in asked.items():
             if not isinstance(document, dict):
@@ -134,7 +137,8 @@ class FastPath:
             answers[name] = {"version": served[name].version, "embeddings": await self._compute(question)}
         return wire.encode_document(output, {"tables": answers}), []
 
-    def _table(self, name: str) -> Served:
+    def table(self, name: str) -> Served:
+        """The table that is served under a name; 404 where there is none."""
         served = self.state.catalog.get(name)
         if served is None:
             there = ", ".join(list(self.state.catalog)[:20])
