@@ -67,8 +67,15 @@ check: $(STAMPS)/test ## lint, format and types
 
 bench: $(STAMPS)/test ## the benchmarks behind the figures in the docs
 	$(BIN)/python -m benchmarks.codec
+	$(BIN)/python -m benchmarks.service
+
+fuzz: $(STAMPS)/test ## a million mutated requests against the lookup routes
+	$(BIN)/python -m tests.service.fuzz --inputs 1000000
+
+soak: $(STAMPS)/test ## ten minutes at full load: does the memory stay flat?
+	$(BIN)/python -m benchmarks.soak
 
 clean: ## remove everything that make created
 	rm -rf $(VENV) $(STAMPS) var build dist
 
-.PHONY: help serve test check bench clean
+.PHONY: help serve test check bench fuzz soak clean

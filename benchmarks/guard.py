@@ -49,7 +49,7 @@ async def answer(scope: Any, receive: Any, send: Any) -> None:
 def guarded(keys: Keyring) -> Guard:
     """The guard around it, as the service makes it."""
     metrics, in_flight = Metrics(), InFlight(1_000_000)
-    state = State(Settings(), Catalog({}), metrics, in_flight, Reconstructor(in_flight, metrics, 4096), keys=keys)
+    state = State(Settings(), Catalog({}), metrics, in_flight, Reconstructor(in_flight, metrics, Settings()), keys=keys)
     return Guard(answer, state)
 
 

@@ -15,6 +15,7 @@ import hfh_embed
 from service import logs, tracing
 from service.configuration import WORKER_VARIABLE
 from service.errors import ApiError, error_body_for
+from service.fast_lane import Lane
 from service.fast_path import FastPath
 from service.guard import Guard
 from service.openapi import document
@@ -44,7 +45,8 @@ def create_app(state: State) -> Guard:
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(Exception, _failure)
-    return Guard(tracing.traced(FastPath(app, state), state.settings), state)
+    path = FastPath(app, state)
+    return Guard(tracing.traced(path, state.settings), state, Lane(path))
 
 
 def from_environment() -> Guard:

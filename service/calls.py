@@ -6,18 +6,20 @@ through every protocol's code.
 
 from __future__ import annotations
 
+import itertools
+import secrets
 import time
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from service.errors import ApiError
+from service.errors import ApiError, RefusalError
 
 if TYPE_CHECKING:
     from service.auth import Key
     from service.rates import Rates
 
-__all__ = ["CALL", "Call", "refusal"]
+__all__ = ["CALL", "Call", "RequestIds", "refusal"]
 
 Result = TypeVar("Result")
 
@@ -62,14 +64,25 @@ class Call:
             await self.rates.spend(self.key, self.key.rate, ids)
 
 
+class RequestIds:
+    """New ids of requests, one after the other: ``ids()``."""
+
+    def __init__(self) -> None:
+        self._prefix = secrets.token_hex(4).encode()
+        self._count = itertools.count(1)
+
+    def __call__(self) -> bytes:
+        return b"%b-%x" % (self._prefix, next(self._count))
+
+
 CALL: ContextVar[Call | None] = ContextVar("hfh_call", default=None)
 
 
 def refusal(
     status: int, type_: str, message: str, headers: Mapping[str, str] | None = None, *, call: Call | None = None
-) -> ApiError:
+) -> RefusalError:
     """An error that is counted in ``hfh_rejected_total`` under its type: the service could not or would not, now."""
     call = call or CALL.get()
     if call is not None:
         call.refused = type_
-    return ApiError(status, type_, message, headers)
+    return RefusalError(status, type_, message, headers)

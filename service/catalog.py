@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 import hfh_embed
 from hfh_embed.errors import InputError
+from service.cache import RowCache
 
 __all__ = ["Catalog", "Served"]
 
@@ -28,9 +29,11 @@ class Served:
         """The snapshot's version."""
         return self.snapshot.version
 
-    def lookup(self, ids: npt.NDArray[np.int64], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-        """The served rows of ids (n,), (n, D); raises as :meth:`hfh_embed.Table.lookup`."""
-        return self.table.lookup(ids, dtype=dtype)
+    def lookup(
+        self, ids: npt.NDArray[np.int64], dtype: npt.DTypeLike, cache: RowCache | None = None
+    ) -> npt.NDArray[Any]:
+        """The served rows of ids (n,), (n, D), the table's own from its ``cache``; raises as :meth:`hfh_embed.Table.lookup`."""
+        return (cache or self.table).lookup(ids, dtype=dtype)
 
     def bag(self, ids: npt.NDArray[np.int64], dtype: npt.DTypeLike, **arguments: Any) -> npt.NDArray[Any]:
         """The served bags of ids; arguments and errors of :meth:`hfh_embed.Table.bag`."""

@@ -121,7 +121,7 @@ def _serve(settings: Settings) -> None:
     from service import logs
     from service.app import create_app
     from service.configuration import WORKER_VARIABLE
-    from service.connections import Protocol
+    from service.fast_lane import Protocol
     from service.state import State
 
     logs.configure(settings.log_level, settings.access_log)

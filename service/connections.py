@@ -57,7 +57,8 @@ class Protocol(HttpToolsProtocol):
         settings = self.state.settings
         self._most_wire_bytes = MOST_HEAD_BYTES + WIRE_SHARE * settings.max_body_bytes
         self._current: Any = None
-        self._received = 0
+        self._received, self._begun = 0, 0
+        self.between_requests = True
         self.head_since_s: float | None = None
         self.state.connections.open = self.connections
         self.state.connections.tasks = self.tasks
@@ -77,12 +78,23 @@ class Protocol(HttpToolsProtocol):
         self.state.connections.stalled.pop(self, None)
         super().connection_lost(exc)
 
+    def on_message_begin(self) -> None:
+        self.between_requests = False
+        self._begun += 1
+        super().on_message_begin()
+
+    def on_message_complete(self) -> None:
+        self.between_requests = True
+        super().on_message_complete()
+
     def data_received(self, data: bytes) -> None:
+        first = self._begun + self.between_requests
         super().data_received(data)
         scope = self.scope
         if scope is not self._current:
             self._current, self._received = scope, 0
-        self._received += len(data)
+        if self._begun == first:  # all of it belongs to one request, else who knows how much to the last
+            self._received += len(data)
         cycle = self.cycle
         if scope is not None and (cycle is None or cycle.scope is not scope):
             if self.head_since_s is None:

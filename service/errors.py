@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import orjson
 
-__all__ = ["ApiError", "bad_request", "error_body", "error_body_for"]
+__all__ = ["ApiError", "RefusalError", "bad_request", "error_body", "error_body_for"]
 
 
 class ApiError(Exception):
@@ -16,6 +16,10 @@ class ApiError(Exception):
         super().__init__(message)
         self.status, self.type, self.message = status, type_, message
         self.headers = dict(headers or {})
+
+
+class RefusalError(ApiError):
+    """The service could not or would not, now: counted in ``hfh_rejected_total`` under its type."""
 
 
 def bad_request(message: str) -> ApiError:

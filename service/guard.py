@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import re
-import secrets
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from service.auth import needed_scope
-from service.calls import CALL, Call
+from service.calls import CALL, Call, RequestIds
 from service.errors import ApiError, bad_request
 from service.exchange import send_error
+from service.fast_lane import Lane
 from service.housekeeping import Housekeeping
 from service.state import State
 
@@ -30,12 +29,11 @@ access = logging.getLogger("hfh.access")
 
 
 class Guard:
-    """An ASGI application around another one. ``state`` is for the process that runs it."""
+    """An ASGI application around another one. ``state`` and ``lane`` are for the protocol and the process that run it."""
 
-    def __init__(self, app: Application, state: State) -> None:
-        self._app, self.state = app, state
-        self._prefix = secrets.token_hex(4).encode()
-        self._count = itertools.count(1)
+    def __init__(self, app: Application, state: State, lane: Lane | None = None) -> None:
+        self._app, self.state, self.lane = app, state, lane
+        self._new_id = RequestIds()
         self._deadline_s = None if state.settings.deadline_ms is None else state.settings.deadline_ms / 1000
         self._access_log = state.settings.access_log
 
@@ -52,7 +50,7 @@ class Guard:
         if requested is not None and _SANE_ID.fullmatch(requested):
             call.id = requested
         else:
-            call.id = b"%b-%x" % (self._prefix, next(self._count))
+            call.id = self._new_id()
         began_s = time.monotonic() if self._access_log else 0.0
         started = False
 

@@ -43,6 +43,7 @@ class Housekeeping:
     async def __aexit__(self, *_: object) -> None:
         if self._task is not None:
             self._task.cancel()
+        self._state.metrics.tally.move()
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         """Not ready from now on; after the delay the server stops accepting, finishes and ends. Twice, or Ctrl-C: at once."""
@@ -65,6 +66,7 @@ class Housekeeping:
                 for connection in list(self._state.connections.open):
                     connection.look(loop.time())
                 self._state.measure()
+                self._state.metrics.tally.move()
                 if periods % MEMORY_PERIODS == 0 and FOLDER in os.environ:  # a scrape reaches one worker only
                     self._state.metrics.measure_memory()
                 if periods % KEYS_PERIODS == 0:

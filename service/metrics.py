@@ -12,6 +12,7 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 
 import hfh_embed
 from hfh_embed.errors import InputError
+from service.tally import Tally
 
 __all__ = ["Metrics"]
 
@@ -45,6 +46,10 @@ class Metrics:
             registry=shared,
         )
         self.request_ids = Histogram("hfh_request_ids", "Ids of a request", buckets=IDS_BUCKETS, registry=shared)
+        self.cached = Counter(
+            "hfh_cache_rows_total", "Rows asked of a cache, by result", ["table", "result"], registry=shared
+        )
+        self.batch_ids = Histogram("hfh_batch_ids", "Ids of a batch", buckets=IDS_BUCKETS, registry=shared)
         self.in_flight = _gauge("hfh_in_flight_ids", "Ids being answered", shared)
         self.most_in_flight = _gauge("hfh_max_in_flight_ids", "Ids that may be answered at once", shared)
         self.requests_now = _gauge("hfh_in_flight_requests", "Requests being answered", shared)
@@ -67,9 +72,11 @@ class Metrics:
             multiprocess_mode="livemax",
             registry=shared,
         )
+        self.tally = Tally(self, LATENCY_BUCKETS_S, IDS_BUCKETS)
 
     def render(self) -> bytes:
         """The text exposition."""
+        self.tally.move()
         registry = self.registry
         if FOLDER in os.environ:
             registry = CollectorRegistry()

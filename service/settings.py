@@ -31,6 +31,12 @@ class Settings(BaseModel):
         268_435_456, ge=65_536, description="bytes of answers that clients have not read yet, in one process"
     )
     thread_ids: int = Field(4_096, ge=1, description="requests with more ids than this leave the event loop")
+    batching: Literal["auto", "on", "off"] = Field(
+        "auto", description="answer waiting lookups of a table by one kernel call; auto: where a call is dear"
+    )
+    max_batch_ids: int = Field(1_024, ge=2, description="ids of one batch; larger requests are never batched")
+    max_wait_us: float = Field(0.0, ge=0, le=100_000, description="microseconds to wait for more; 0: none while idle")
+    cache_bytes: int = Field(0, ge=0, description="bytes of rows kept for each table whose rows are dear; 0: none")
     header_timeout_s: float = Field(10.0, gt=0, description="seconds a client may take to send a request's head")
     body_timeout_s: float = Field(10.0, gt=0, description="seconds a client may take to send its body")
     write_timeout_s: float = Field(20.0, gt=0, description="seconds a client may leave an answer unread")

@@ -37,7 +37,7 @@ class State:
         in_flight = InFlight(settings.max_in_flight_ids)
         for name, served in catalog.items():
             metrics.snapshot.labels(name, served.version).set(1)
-        reconstructor = Reconstructor(in_flight, metrics, settings.thread_ids)
+        reconstructor = Reconstructor(in_flight, metrics, settings)
         state = cls(settings, catalog, metrics, in_flight, reconstructor)
         if settings.keys_file is not None:
             state.keys = Keyring.load(settings.keys_file)

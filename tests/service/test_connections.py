@@ -102,6 +102,18 @@ def test_a_head_that_never_ends_gets_431(snapshot_path) -> None:
         _works(url, snapshot_path)
 
 
+def test_a_head_cut_behind_many_requests_is_not_taken_for_a_long_one(snapshot_path) -> None:
+    with serving(str(snapshot_path)) as (url, _), _connected(url) as connection:
+        one = _lookup(1_000)
+        connection.sendall(one * 30 + one[:20])
+        time.sleep(0.3)
+        connection.sendall(one[20:])
+        answer = b""
+        while answer.count(b"HTTP/1.1 200") < 31:
+            answer += (more := connection.recv(1 << 20))
+            assert more, answer[-300:]
+
+
 def test_trailers_and_chunk_overhead_are_bounded(snapshot_path) -> None:
     with serving(str(snapshot_path), "--max-body-bytes", "1000", "--body-timeout-s", "60") as (url, _):
         for endless in (b"0\r\n" + b"x: " + b"v" * 500_000, b"1;" + b"e" * 500_000):
