@@ -113,7 +113,7 @@ def nearest(
     tile = max(64, TILE_BYTES // (4 * dim) // 64 * 64)
     for begin in range(0, len(wanted), MOST_QUERIES):
         some = wanted[begin : begin + MOST_QUERIES]
-        parts = [range(int(part[0]), int(part[-1]) + 1) for part in _parts(count, tile, num_threads)]
+        parts = _parts(count, tile, num_threads)
 
         def scan(part: range, some: F32 = some) -> list[Ids]:
             return _scan(fill, part, tile, some, found + SPARE, metric, without, stop)
@@ -131,11 +131,12 @@ def nearest(
     return ids, scores
 
 
-def _parts(count: int, tile: int, num_threads: int) -> list[Ids]:
+def _parts(count: int, tile: int, num_threads: int) -> list[range]:
     """Ranges of ids for each thread, in whole tiles."""
-    tiles = np.arange(0, count, tile)
-    edges = [part[0] for part in np.array_split(tiles, max(1, min(num_threads, len(tiles))))] + [count]
-    return [np.array([first, last - 1]) for first, last in itertools.pairwise(edges)]
+    tiles = -(-count // tile)
+    threads = max(1, min(num_threads, tiles))
+    edges = [min(count, number * tiles // threads * tile) for number in range(threads + 1)]
+    return [range(first, last) for first, last in itertools.pairwise(edges)]
 
 
 def _scan(

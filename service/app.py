@@ -15,7 +15,9 @@ import hfh_embed
 from service.errors import ApiError, error_body
 from service.fast_path import FastPath
 from service.openapi import document
-from service.routes import health, tables
+from service.openapi_protocols import describe
+from service.protocols import Protocols
+from service.routes import health, row, search, tables
 from service.settings import Settings
 from service.state import State
 
@@ -36,12 +38,14 @@ def create_app(state: State) -> Callable[..., Awaitable[None]]:
     app.state.hfh = state
     app.include_router(health.router)
     app.include_router(tables.router)
-    app.openapi = partial(document, app)  # type: ignore[method-assign]
+    app.include_router(row.router)
+    app.include_router(search.router)
+    app.openapi = partial(document, app, describe)  # type: ignore[method-assign]
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(Exception, _failure)
-    return FastPath(app, state)
+    return FastPath(Protocols(app, state), state)
 
 
 def from_environment() -> Callable[..., Awaitable[None]]:

@@ -25,6 +25,8 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(8_388_608, ge=64, description="bytes of one request's body")
     max_in_flight_ids: int = Field(1_000_000, ge=1, description="ids being answered at once in one process")
     thread_ids: int = Field(4_096, ge=1, description="requests with more ids than this leave the event loop")
+    max_queries: int = Field(64, ge=1, le=4_096, description="queries in one search")
+    max_searches: int = Field(1, ge=1, le=256, description="searches running at once in one process, a thread each")
     body_timeout_s: float = Field(10.0, gt=0, description="seconds a client may take to send its body")
     keep_alive_s: int = Field(75, ge=1, description="seconds an idle connection stays open")
     drain_s: int = Field(30, ge=0, description="seconds that requests have to finish after a stop is asked for")

@@ -8,6 +8,7 @@ from service.catalog import Catalog
 from service.limits import InFlight
 from service.metrics import Metrics
 from service.reconstructor import Reconstructor
+from service.searcher import Searcher
 from service.settings import Settings
 
 __all__ = ["State"]
@@ -22,6 +23,7 @@ class State:
     metrics: Metrics
     in_flight: InFlight
     reconstructor: Reconstructor
+    searcher: Searcher
     ready: bool = True
 
     @classmethod
@@ -32,4 +34,4 @@ class State:
         for name, served in catalog.items():
             metrics.snapshot.labels(name, served.version).set(1)
         reconstructor = Reconstructor(in_flight, metrics, settings.thread_ids)
-        return cls(settings, catalog, metrics, in_flight, reconstructor)
+        return cls(settings, catalog, metrics, in_flight, reconstructor, Searcher(settings.max_searches))
