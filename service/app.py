@@ -7,8 +7,9 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
-from fastapi import FastAPI, Request, Response
+from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
 import hfh_embed
@@ -17,7 +18,7 @@ from service.fast_path import FastPath
 from service.openapi import document
 from service.openapi_protocols import describe
 from service.protocols import Protocols
-from service.routes import health, row, search, tables
+from service.routes import console, health, row, search, tables
 from service.settings import Settings
 from service.state import State
 
@@ -29,7 +30,7 @@ log = logging.getLogger("hfh.service")
 
 def create_app(state: State) -> Callable[..., Awaitable[None]]:
     """The ASGI application over an already loaded state."""
-    app = FastAPI(
+    app = FastAPIOffline(  # /docs with its scripts from here, not from a public network
         title="HFH embedding service",
         version=hfh_embed.__version__,
         description="Rows of compressed embedding tables.",
@@ -38,6 +39,7 @@ def create_app(state: State) -> Callable[..., Awaitable[None]]:
     app.state.hfh = state
     app.include_router(health.router)
     app.include_router(tables.router)
+    app.include_router(console.router)
     app.include_router(row.router)
     app.include_router(search.router)
     app.openapi = partial(document, app, describe)  # type: ignore[method-assign]

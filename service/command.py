@@ -79,15 +79,20 @@ def run(args: argparse.Namespace) -> int:
         "server_header": False,
         "date_header": False,
     }
+    server = Server(uvicorn.Config(create_app(state), **options), state) if settings.workers == 1 else None
+
+    def stop(*_: object) -> None:
+        """Before uvicorn takes the signals over, and when it raises them again at its end."""
+        if server is None:
+            sys.exit(0)
+        server.should_exit = True  # SystemExit could vanish in a callback that swallows what is raised in it
+
     listener.listen(settings.backlog)  # whoever reads the next line may connect at once
-    for number in (
-        signal.SIGTERM,
-        signal.SIGINT,
-    ):  # before uvicorn takes them over, and when it raises them again at its end
-        signal.signal(number, lambda *_: sys.exit(0))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
     print(f"serving {len(state.catalog)} table{'s' * (len(state.catalog) != 1)} on http://{host}:{port}", flush=True)
-    if settings.workers == 1:
-        Server(uvicorn.Config(create_app(state), **options), state).run(sockets=[listener])
+    if server is not None:
+        server.run(sockets=[listener])
         return 0
     _export(settings)
     uvicorn.run("service.app:from_environment", factory=True, workers=settings.workers, fd=listener.fileno(), **options)
