@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Annotated
 
 import numpy as np
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Path, Request, Response
 
 from hfh_embed.errors import UnknownIdError
 from service import wire
@@ -23,7 +24,7 @@ router = APIRouter(tags=["lookup"])
     "/v1/tables/{table}/rows/{id}",
     summary="One row",
     response_class=Response,
-    responses=answers(400, 404, 406, 429)
+    responses=answers(404, 406, 422, 429)
     | {
         200: {
             "description": "the row",
@@ -34,20 +35,16 @@ router = APIRouter(tags=["lookup"])
         304: {"description": "the row is still the one of If-None-Match"},
     },
 )
-async def row(request: Request, table: str, id: str) -> Response:
+async def row(request: Request, table: str, id: Annotated[int, Path(ge=0, lt=2**63)]) -> Response:
     """The row of one id. Its ETag changes with the version, with the row and with the media type; caches must revalidate."""
     state: State = request.app.state.hfh
     with state.metrics.measured("row"):
         served = state.catalog.get(table)
         if served is None:
             raise ApiError(404, "table_not_found", f"no table is named {table[:80]!r}; see /v1/tables")
-        if not (id.isascii() and id.isdigit() and len(id) <= 19 and int(id) < 2**63):
-            raise ApiError(400, "malformed_request", f"id is {id[:40]!r}; give an integer from 0 to 2**63 - 1")
         output = wire.negotiate(request.headers.get("accept", "").encode("latin-1"), wire.JSON)
         try:
-            rows = await state.reconstructor.lookup(
-                served, np.array([int(id)], dtype=np.int64), wire.DTYPES[output.dtype]
-            )
+            rows = await state.reconstructor.lookup(served, np.array([id], dtype=np.int64), wire.DTYPES[output.dtype])
         except UnknownIdError as error:
             raise ApiError(404, "id_not_found", str(error)) from None
         digest = hashlib.blake2b(rows.data, digest_size=8, person=output.media[-16:].encode()).hexdigest()
@@ -58,7 +55,7 @@ async def row(request: Request, table: str, id: str) -> Response:
         if output.media == wire.BINARY:
             about |= {"x-hfh-shape": str(rows.shape[1]), "x-hfh-dtype": output.dtype}
             return Response(rows.tobytes(), 200, about, wire.BINARY)
-        document = {"table": table, "version": served.version, "id": int(id), "embedding": rows[0]}
+        document = {"table": table, "version": served.version, "id": id, "embedding": rows[0]}
         return Response(wire.encode_document(output, document), 200, about, output.media)
 
 

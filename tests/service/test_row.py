@@ -54,11 +54,11 @@ def test_a_cache_may_keep_it_and_ask_again(client, snapshot) -> None:
     [
         (f"users/rows/{N}", 404, "id_not_found"),
         ("nobody/rows/1", 404, "table_not_found"),
-        ("users/rows/-1", 400, "malformed_request"),
-        ("users/rows/1.5", 400, "malformed_request"),
-        ("users/rows/٣", 400, "malformed_request"),
-        (f"users/rows/{2**63}", 400, "malformed_request"),
-        (f"users/rows/{'9' * 5000}", 400, "malformed_request"),
+        ("users/rows/-1", 422, "invalid_value"),
+        ("users/rows/1.5", 422, "invalid_value"),
+        ("users/rows/٣", 422, "invalid_value"),
+        (f"users/rows/{2**63}", 422, "invalid_value"),
+        (f"users/rows/{'9' * 5000}", 422, "invalid_value"),
     ],
 )
 def test_what_is_not_there(client, path: str, status: int, type_: str) -> None:
