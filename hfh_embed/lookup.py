@@ -151,7 +151,8 @@ class Table:
             vectors: (D,) or (Q, D), finite. Several at once cost much less than one after the other.
             k: how many, from 1 to 1,000; fewer are found in a table with fewer rows.
             metric: "dot" (inner product), "cosine", or "l2" (squared Euclidean distance, smallest first).
-            num_threads: threads over parts of the table.
+            num_threads: threads over parts of the table. numpy's BLAS may use more of its own; on busy cores these slow a
+                search down by much, so limit them (OPENBLAS_NUM_THREADS=1, or threadpoolctl), as the service does.
 
         Returns:
             ids (k,) or (Q, k) int64, nearest first, equals by ascending id, and their scores, float32. The padding id is

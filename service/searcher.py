@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from threadpoolctl import threadpool_limits
 
 from hfh_embed.search import Metric, nearest
 from service.catalog import Served
@@ -31,10 +32,12 @@ class Found:
 
 
 class Searcher:
-    """The searches of one process, one thread each."""
+    """The searches of one process, one thread each; it sets the process's BLAS to one thread."""
 
     def __init__(self, most: int) -> None:
         self.most, self.now = most, 0
+        # Matrix products of a tile are too short to share: threads that wait for each other on busy cores made them 50 times slower.
+        threadpool_limits(1, user_api="blas")
         self._threads = ThreadPoolExecutor(most, thread_name_prefix="hfh-search")
 
     async def search(

@@ -9,6 +9,7 @@ import msgpack
 import numpy as np
 import pytest
 from starlette.testclient import TestClient
+from threadpoolctl import threadpool_info, threadpool_limits
 
 import hfh_embed
 from service.app import create_app
@@ -150,6 +151,12 @@ def test_an_abandoned_search_ends_and_makes_room(users, how: str) -> None:
         await _wait_for(lambda: not searcher.now)
 
     asyncio.run(scenario())
+
+
+def test_matrix_products_of_the_service_stay_in_one_thread() -> None:
+    with threadpool_limits(2, user_api="blas"):
+        Searcher(1)
+        assert {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"} == {1}
 
 
 def test_a_server_that_stops_ends_its_searches(snapshot_path) -> None:
