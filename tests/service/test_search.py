@@ -187,4 +187,5 @@ def test_other_requests_are_answered_during_a_search(snapshot_path, users) -> No
         assert client.post(SEARCH, json={"ids": [1]}).status_code == 429
         stop.set()
         held.result(timeout=20)
+        client.portal.call(_wait_for, lambda: not state.searcher.now)
         assert client.post(SEARCH, json={"ids": [1]}).status_code == 200
