@@ -24,6 +24,7 @@ from service.guard import Guard
 from service.limits import InFlight
 from service.metrics import Metrics
 from service.reconstructor import Reconstructor
+from service.searcher import Searcher
 from service.settings import Settings
 from service.state import State
 
@@ -49,7 +50,15 @@ async def answer(scope: Any, receive: Any, send: Any) -> None:
 def guarded(keys: Keyring) -> Guard:
     """The guard around it, as the service makes it."""
     metrics, in_flight = Metrics(), InFlight(1_000_000)
-    state = State(Settings(), Catalog({}), metrics, in_flight, Reconstructor(in_flight, metrics, Settings()), keys=keys)
+    state = State(
+        Settings(),
+        Catalog({}),
+        metrics,
+        in_flight,
+        Reconstructor(in_flight, metrics, Settings()),
+        Searcher(1),
+        keys=keys,
+    )
     return Guard(answer, state)
 
 

@@ -7,8 +7,9 @@ import os
 from functools import partial
 from typing import Any
 
-from fastapi import FastAPI, Request, Response
+from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
 import hfh_embed
@@ -19,7 +20,9 @@ from service.fast_lane import Lane
 from service.fast_path import FastPath
 from service.guard import Guard
 from service.openapi import document
-from service.routes import health, tables
+from service.openapi_protocols import describe
+from service.protocols import Protocols
+from service.routes import console, health, row, search, tables
 from service.settings import Settings
 from service.state import State
 
@@ -31,7 +34,7 @@ log = logging.getLogger("hfh.service")
 
 def create_app(state: State) -> Guard:
     """The ASGI application over an already loaded state."""
-    app = FastAPI(
+    app = FastAPIOffline(  # /docs with its scripts from here, not from a public network
         title="HFH embedding service",
         version=hfh_embed.__version__,
         description="Rows of compressed embedding tables.",
@@ -40,12 +43,15 @@ def create_app(state: State) -> Guard:
     app.state.hfh = state
     app.include_router(health.router)
     app.include_router(tables.router)
-    app.openapi = partial(document, app)  # type: ignore[method-assign]
+    app.include_router(console.router)
+    app.include_router(row.router)
+    app.include_router(search.router)
+    app.openapi = partial(document, app, describe)  # type: ignore[method-assign]
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(Exception, _failure)
-    path = FastPath(app, state)
+    path = FastPath(Protocols(app, state), state)
     return Guard(tracing.traced(path, state.settings), state, Lane(path))
 
 

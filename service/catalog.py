@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,10 @@ class Served:
         """The served bags of ids; arguments and errors of :meth:`hfh_embed.Table.bag`."""
         return self.table.bag(ids, dtype=dtype, **arguments)
 
+    def fill(self, ids: npt.NDArray[np.int64], out: npt.NDArray[np.float32]) -> None:
+        """Write the served rows of ids (n,) into out (n, D); raises as :meth:`lookup`."""
+        self.table.lookup(ids, out=out)
+
     def describe(self) -> dict[str, object]:
         """What ``/v1/tables`` says about it."""
         spec = self.table.spec
@@ -69,6 +74,14 @@ class Catalog(Mapping[str, Served]):
 
     def __len__(self) -> int:
         return len(self._tables)
+
+    def replacing(self, name: str, served: Served | None) -> Catalog:
+        """A catalog where ``name`` is served by another, or by none."""
+        other = copy.copy(self)
+        other._tables = {key: value for key, value in self._tables.items() if key != name}
+        if served is not None:
+            other._tables[name] = served
+        return other
 
     @classmethod
     def load(cls, paths: Iterable[Path]) -> Catalog:

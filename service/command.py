@@ -143,15 +143,20 @@ def _serve(settings: Settings) -> None:
     _allow_files(settings.max_connections)
     if settings.keys_file is None and not ipaddress.ip_address(host).is_loopback:
         log.warning("no API keys are set (keys_file): whoever reaches %s may read, write and administrate", host)
+    server = uvicorn.Server(uvicorn.Config(create_app(state), **options)) if settings.workers == 1 else None
+
+    def stop(*_: object) -> None:
+        """Before uvicorn takes the signals over, and when it raises them again at its end."""
+        if server is None:
+            sys.exit(0)
+        server.should_exit = True  # SystemExit could vanish in a callback that swallows what is raised in it
+
     listener.listen(settings.backlog)  # whoever reads the next line may connect at once
-    for number in (
-        signal.SIGTERM,
-        signal.SIGINT,
-    ):  # before uvicorn takes them over, and when it raises them again at its end
-        signal.signal(number, lambda *_: sys.exit(0))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
     print(f"serving {len(state.catalog)} table{'s' * (len(state.catalog) != 1)} on http://{host}:{port}", flush=True)
-    if settings.workers == 1:
-        uvicorn.Server(uvicorn.Config(create_app(state), **options)).run(sockets=[listener])
+    if server is not None:
+        server.run(sockets=[listener])
         return
     os.environ[WORKER_VARIABLE] = settings.model_dump_json()
     workers = uvicorn.Config("service.app:from_environment", factory=True, workers=settings.workers, **options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import time
@@ -12,9 +13,10 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 
 import hfh_embed
 from hfh_embed.errors import InputError
+from service.errors import ApiError
 from service.tally import Tally
 
-__all__ = ["Metrics"]
+__all__ = ["Measured", "Metrics"]
 
 LATENCY_BUCKETS_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
 IDS_BUCKETS = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536)
@@ -74,6 +76,10 @@ class Metrics:
         )
         self.tally = Tally(self, LATENCY_BUCKETS_S, IDS_BUCKETS)
 
+    def measured(self, route: str) -> Measured:
+        """Counts one answer of a route, and how long a good one took: ``with metrics.measured("search") as clock:``."""
+        return Measured(self, route)
+
     def render(self) -> bytes:
         """The text exposition."""
         self.tally.move()
@@ -113,6 +119,31 @@ def _forget_the_dead(folder: Path) -> None:
         pid = file.stem.rpartition("_")[2]
         if pid.isdigit() and not Path(f"/proc/{pid}").exists():
             mark_process_dead(int(pid))  # type: ignore[no-untyped-call]
+
+
+class Measured:
+    """One request being answered. What an ApiError raised in the block says is its status."""
+
+    def __init__(self, metrics: Metrics, route: str) -> None:
+        self._metrics, self._route = metrics, route
+
+    def __enter__(self) -> Measured:
+        self.restart()
+        return self
+
+    def restart(self) -> None:
+        """Count the time from now on: the body has come."""
+        self._began = time.perf_counter()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if error is None:
+            self._metrics.tally.took(self._route, time.perf_counter() - self._began)
+            status = 200
+        elif isinstance(error, ApiError):
+            status = error.status
+        else:  # cancelled: its deadline passed, or the process stops without waiting longer
+            status = 504 if isinstance(error, asyncio.CancelledError) else 500
+        self._metrics.tally.answered(self._route, status)
 
 
 def _resident_bytes() -> int:

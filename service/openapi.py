@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI
@@ -12,7 +13,7 @@ from pydantic.json_schema import models_json_schema
 from service.schemas import BagRequest, ErrorAnswer, LookupRequest, Rows, SeveralRequest, SeveralRows
 from service.wire import BINARY, JSON, MSGPACK
 
-__all__ = ["document"]
+__all__ = ["ERRORS", "REFERENCE", "document"]
 
 REFERENCE = "#/components/schemas/{model}"
 ERRORS = {
@@ -38,8 +39,8 @@ MODE = {
 }
 
 
-def document(app: FastAPI) -> dict[str, Any]:
-    """The whole document, made once."""
+def document(app: FastAPI, *more: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """The whole document, made once; ``more`` add to it what else is answered before the framework."""
     if app.openapi_schema is None:
         schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
         models: list[type[BaseModel]] = [LookupRequest, BagRequest, SeveralRequest, Rows, SeveralRows, ErrorAnswer]
@@ -64,6 +65,8 @@ def document(app: FastAPI) -> dict[str, Any]:
             {"tables": {"users": {"ids": [1, 2]}}},
             None,
         )
+        for describe in more:
+            describe(schema)
         app.openapi_schema = schema
     return app.openapi_schema
 

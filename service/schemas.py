@@ -8,9 +8,17 @@ from pydantic import BaseModel, ConfigDict, Field
 
 __all__ = [
     "BagRequest",
+    "Embeddings",
+    "EmbeddingsRequest",
     "ErrorAnswer",
     "LookupRequest",
+    "Model",
+    "Models",
+    "OpenAIError",
+    "Row",
     "Rows",
+    "SearchRequest",
+    "SearchRows",
     "SeveralRequest",
     "SeveralRows",
     "Status",
@@ -100,3 +108,91 @@ class ErrorAnswer(BaseModel):
     """Every error looks like this."""
 
     error: _Error
+
+
+class Row(BaseModel):
+    """One row."""
+
+    table: str
+    version: str
+    id: int
+    embedding: list[float | None]
+
+
+class SearchRequest(_Strict):
+    """What to be near to: vectors, or the rows of ids or keys; give one of the three."""
+
+    vectors: list[list[float]] | None = None
+    ids: list[int] | None = None
+    keys: list[str] | None = None
+    k: int = Field(10, ge=1, le=1_000)
+    metric: Literal["dot", "cosine", "l2"] = Field("dot", description="l2 is squared, smallest first")
+    exclude_self: bool = Field(False, description="with ids or keys: leave the asked row itself out")
+
+
+class SearchRows(BaseModel):
+    """For each query, nearest first: ids, their scores, and their keys where the table has a vocabulary."""
+
+    table: str
+    version: str
+    metric: Literal["dot", "cosine", "l2"]
+    ids: list[list[int]]
+    scores: list[list[float | None]]
+    keys: list[list[str]] | None = None
+
+
+class EmbeddingsRequest(_Strict):
+    """One embedding for each id or key, or for each list of ids (their mean)."""
+
+    model: str = Field(description="name of a table")
+    input: int | str | list[int] | list[str] | list[list[int]]
+    encoding_format: Literal["float", "base64"] | None = Field("float", description="base64 is little-endian float32")
+    dimensions: int | None = Field(None, description="nothing but the table's own")
+    user: str | None = None
+
+
+class _Embedding(BaseModel):
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float | None] | str
+
+
+class _Usage(BaseModel):
+    prompt_tokens: int = Field(description="ids or keys that were looked up")
+    total_tokens: int
+
+
+class Embeddings(BaseModel):
+    """Embeddings in the order of the input."""
+
+    object: Literal["list"]
+    data: list[_Embedding]
+    model: str
+    usage: _Usage
+
+
+class Model(BaseModel):
+    """A table, as OpenAI's API lists models."""
+
+    id: str
+    object: Literal["model"]
+    created: int = Field(description="when its snapshot was written, in Unix seconds")
+    owned_by: Literal["hfh"]
+
+
+class Models(BaseModel):
+    """All tables."""
+
+    object: Literal["list"]
+    data: list[Model]
+
+
+class _OpenAIError(_Error):
+    param: str | None
+    code: str = Field(description="the stable word for programs")
+
+
+class OpenAIError(BaseModel):
+    """An error as OpenAI's clients read it."""
+
+    error: _OpenAIError

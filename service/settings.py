@@ -38,6 +38,8 @@ class Settings(BaseModel):
     max_wait_us: float = Field(0.0, ge=0, le=100_000, description="microseconds to wait for more; 0: none while idle")
     cache_bytes: int = Field(0, ge=0, description="bytes of rows kept for each table whose rows are dear; 0: none")
     header_timeout_s: float = Field(10.0, gt=0, description="seconds a client may take to send a request's head")
+    max_queries: int = Field(64, ge=1, le=4_096, description="queries in one search")
+    max_searches: int = Field(1, ge=1, le=256, description="searches running at once in one process, a thread each")
     body_timeout_s: float = Field(10.0, gt=0, description="seconds a client may take to send its body")
     write_timeout_s: float = Field(20.0, gt=0, description="seconds a client may leave an answer unread")
     deadline_ms: int | None = Field(

@@ -11,6 +11,7 @@ from service.limits import InFlight
 from service.metrics import Metrics
 from service.rates import Rates
 from service.reconstructor import Reconstructor
+from service.searcher import Searcher
 from service.settings import Settings
 
 __all__ = ["State"]
@@ -25,6 +26,7 @@ class State:
     metrics: Metrics
     in_flight: InFlight
     reconstructor: Reconstructor
+    searcher: Searcher
     ready: bool = True
     keys: Keyring = field(default_factory=Keyring)
     rates: Rates = field(default_factory=Rates)
@@ -38,7 +40,7 @@ class State:
         for name, served in catalog.items():
             metrics.snapshot.labels(name, served.version).set(1)
         reconstructor = Reconstructor(in_flight, metrics, settings)
-        state = cls(settings, catalog, metrics, in_flight, reconstructor)
+        state = cls(settings, catalog, metrics, in_flight, reconstructor, Searcher(settings.max_searches))
         if settings.keys_file is not None:
             state.keys = Keyring.load(settings.keys_file)
         state.rates = Rates(settings.rate_limit_url)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request
 
+from service.documents import answers
 from service.errors import ApiError
 from service.schemas import Table, Tables
 from service.state import State
@@ -20,7 +21,7 @@ async def tables(request: Request) -> Tables:
     return Tables(tables=[Table.model_validate(served.describe()) for served in state.catalog.values()])
 
 
-@router.get("/{table}", summary="One table")
+@router.get("/{table}", summary="One table", responses=answers(404))
 async def table(request: Request, table: str) -> Table:
     """One served table."""
     state: State = request.app.state.hfh

@@ -25,8 +25,9 @@ import orjson
 
 from hfh_embed.layout import SnapshotSpec
 from hfh_embed.snapshot import Snapshot
-from service.app import create_app
+from service.fast_lane import Lane
 from service.fast_path import FastPath
+from service.guard import Guard
 from service.settings import Settings
 from service.state import State
 from tests.builders import CASES, random_arrays
@@ -109,10 +110,11 @@ def mutated(generator: random.Random, body: bytes) -> bytes:
 
 
 class Fuzzer:
-    """Asks one fast path, and checks what comes back."""
+    """Asks one guarded fast path, and checks what comes back."""
 
-    def __init__(self, path: FastPath, seed: int) -> None:
-        self.path, self.seed = path, seed
+    def __init__(self, app: Guard, seed: int) -> None:
+        assert app.lane is not None
+        self.app, self.lane, self.seed = app, app.lane, seed
         self.seen: Counter[str] = Counter()
         self._bodies = _bodies()
 
@@ -127,7 +129,7 @@ class Fuzzer:
                 raise AssertionError(f"input {number} of seed {self.seed}: {error!r}") from error
             took = time.perf_counter() - began
             assert took < SLOW_S, f"input {number} of seed {self.seed} took {took:.1f} s"
-        assert self.path.state.in_flight.now == 0
+        assert self.app.state.in_flight.now == 0
 
     async def _by_asgi(self, generator: random.Random) -> None:
         path, (media, body) = generator.choice(PATHS), self._body(generator)
@@ -154,7 +156,7 @@ class Fuzzer:
         async def send(message: dict[str, Any]) -> None:
             sent.append(message)
 
-        await self.path(scope, receive, send)
+        await self.app(scope, receive, send)
         if sent:
             start, content = sent
             self._check("asgi", start["status"], dict(start["headers"]), bytes(content["body"]))
@@ -169,11 +171,11 @@ class Fuzzer:
         if generator.random() < 0.3:
             head = mutated(generator, head)
         answers: list[tuple[bytes, bytes | memoryview]] = []
-        if not self.path.lane.take(head + body, answers.append):
+        if not self.lane.take(head + body, answers.append):
             assert not answers
             self.seen["lane: the long way"] += 1
             return
-        self.path.lane.flush()
+        self.lane.flush()
         [(top, content)] = answers
         first, *described = top.removesuffix(b"\r\n\r\n").split(b"\r\n")
         headers = dict(line.split(b": ", 1) for line in described)
@@ -209,17 +211,17 @@ async def _not_here(scope: Any, receive: Any, send: Any) -> None:
     """What stands behind the fast path is not what is tried here."""
 
 
-def fast_path(folder: Path) -> FastPath:
-    """A fast path over two small tables, with small limits."""
+def guarded(folder: Path) -> Guard:
+    """A guarded fast path over two small tables, with small limits."""
     table, pool = CASES["words-1"]
     assert pool is not None
     spec = SnapshotSpec((table, table.replace(name="goods", unknown="zero", padding_id=7)), (pool,))
     keys = [f"key {number}" for number in range(table.num_embeddings)]
     Snapshot(spec, random_arrays(spec), vocabularies={"users": keys}).save(folder / "tables.hfh")
     settings = Settings(paths=(folder / "tables.hfh",), max_ids=500, max_body_bytes=5_000, thread_ids=450)
-    path = create_app(State.load(settings))
-    path._app = _not_here
-    return path
+    state = State.load(settings)
+    path = FastPath(_not_here, state)
+    return Guard(path, state, Lane(path))
 
 
 def main() -> int:
@@ -229,7 +231,7 @@ def main() -> int:
     arguments = parser.parse_args()
     logging.disable(logging.CRITICAL)
     with tempfile.TemporaryDirectory() as name:
-        fuzzer, began = Fuzzer(fast_path(Path(name)), arguments.seed), time.monotonic()
+        fuzzer, began = Fuzzer(guarded(Path(name)), arguments.seed), time.monotonic()
         asyncio.run(fuzzer.run(arguments.inputs))
     print(f"{arguments.inputs:,} inputs in {time.monotonic() - began:.0f} s, none answered wrongly:")
     for what, count in sorted(fuzzer.seen.items()):

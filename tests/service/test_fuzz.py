@@ -3,11 +3,12 @@
 import asyncio
 import random
 
-from tests.service.fuzz import Fuzzer, fast_path, mutated
+from service.fast_path import FastPath
+from tests.service.fuzz import Fuzzer, guarded, mutated
 
 
 def test_mutated_requests_get_allowed_answers(tmp_path) -> None:
-    fuzzer = Fuzzer(fast_path(tmp_path), seed=7)
+    fuzzer = Fuzzer(guarded(tmp_path), seed=7)
     asyncio.run(fuzzer.run(6_000))
     assert {"asgi: 200", "asgi: 400", "asgi: 413", "asgi: 415", "asgi: 422", "lane: 200", "lane: 422"} <= set(
         fuzzer.seen
@@ -15,8 +16,9 @@ def test_mutated_requests_get_allowed_answers(tmp_path) -> None:
 
 
 def test_the_fuzzer_finds_a_wrong_answer(tmp_path) -> None:
-    path = fast_path(tmp_path)
-    fuzzer = Fuzzer(path, seed=7)
+    app = guarded(tmp_path)
+    fuzzer, path = Fuzzer(app, seed=7), app._app
+    assert isinstance(path, FastPath)
     path.answer = lambda asked, rows: (b"12", [(b"x-hfh-shape", b"9,9"), (b"x-hfh-dtype", b"float32")])  # type: ignore[method-assign]
     try:
         asyncio.run(fuzzer.run(500))
