@@ -15,7 +15,7 @@ import hfh_embed
 from service.errors import ApiError, error_body
 from service.fast_path import FastPath
 from service.openapi import document
-from service.routes import health, tables
+from service.routes import health, overlay, snapshots, tables
 from service.settings import Settings
 from service.state import State
 
@@ -32,10 +32,13 @@ def create_app(state: State) -> Callable[..., Awaitable[None]]:
         version=hfh_embed.__version__,
         description="Rows of compressed embedding tables.",
         redoc_url=None,
+        lifespan=lambda _: state.running(),
     )
     app.state.hfh = state
     app.include_router(health.router)
     app.include_router(tables.router)
+    app.include_router(overlay.router)
+    app.include_router(snapshots.router)
     app.openapi = partial(document, app)  # type: ignore[method-assign]
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
@@ -46,7 +49,7 @@ def create_app(state: State) -> Callable[..., Awaitable[None]]:
 
 def from_environment() -> Callable[..., Awaitable[None]]:
     """The application of a worker process, with its settings from the environment."""
-    return create_app(State.load(Settings()))
+    return create_app(State.load(Settings(), first=False))
 
 
 def _answer(status: int, type_: str, message: str, headers: dict[str, str] | None = None) -> Response:

@@ -67,7 +67,9 @@ def run(args: argparse.Namespace) -> int:
     from service.server import Server
     from service.state import State
 
-    state = State.load(settings)  # also with several workers: a file that cannot be served is reported once, here
+    state = State.load(
+        settings, first=True
+    )  # also with several workers: a file that cannot be served is reported once, here
     listener = _listen(settings)
     host, port = listener.getsockname()[:2]
     options: dict[str, Any] = {
@@ -89,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
     if settings.workers == 1:
         Server(uvicorn.Config(create_app(state), **options), state).run(sockets=[listener])
         return 0
-    _export(settings)
+    _export(settings.model_copy(update={"state_file": str(state.snapshots.choice_path or "")}))
     uvicorn.run("service.app:from_environment", factory=True, workers=settings.workers, fd=listener.fileno(), **options)
     return 0
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -60,10 +60,12 @@ class FastPath:
             media = wire.media_type(header(scope, b"content-type"))
             output = wire.negotiate(header(scope, b"accept"), media)
             if route == "tables":
-                answer, extra = await self._several(media, body, output)
+                answer, extra = await self._several(media, body, scope, output)
             else:
                 answer, extra = await self._one(route, name, media, body, scope, output)
             self._latency[route].observe(time.perf_counter() - began)
+            if self._state.overlay.stale:
+                extra.append((b"x-hfh-overlay", b"stale"))
             await send(send_message, 200, answer, output.media, *extra)
         except ApiError as error:
             status = error.status
@@ -82,7 +84,7 @@ class FastPath:
     async def _one(
         self, route: str, name: str, media: str, body: bytes, scope: dict[str, Any], output: Output
     ) -> Answer:
-        served = self._table(name)
+        served = _table(await self._catalog(scope), name)
         most = self._state.settings.max_ids
         if media == BINARY:
             values = wire.integers(body, "the body", None)
@@ -102,7 +104,7 @@ class FastPath:
         answer = {"table": name, "version": served.version, "embeddings": rows}
         return wire.encode_document(output, answer), [(b"x-hfh-version", served.version.encode())]
 
-    async def _several(self, media: str, body: bytes, output: Output) -> Answer:
+    async def _several(self, media: str, body: bytes, scope: dict[str, Any], output: Output) -> Answer:
         if BINARY in (media, output.media):
             raise ApiError(
                 415, "unsupported_media_type", "several tables need JSON or msgpack, for the question and the answer"
@@ -110,7 +112,8 @@ class FastPath:
         asked = wire.decode(media, body).get("tables")
         if not isinstance(asked, dict) or not asked:
             raise wire.invalid('give {"tables": {name: {"ids": [...]}, ...}} with at least one table')
-        served = {str(name): self._table(str(name)) for name in asked}  # all from one state of the catalog
+        catalog = await self._catalog(scope)  # once: all rows are from one state of it
+        served = {str(name): _table(catalog, str(name)) for name in asked}
         left, answers = self._state.settings.max_ids, {}
         for name, document in asked.items():
             if not isinstance(document, dict):
@@ -121,12 +124,12 @@ class FastPath:
             answers[name] = {"version": served[name].version, "embeddings": rows}
         return wire.encode_document(output, {"tables": answers}), []
 
-    def _table(self, name: str) -> Served:
-        served = self._state.catalog.get(name)
-        if served is None:
-            there = ", ".join(list(self._state.catalog)[:20])
-            raise ApiError(404, "table_not_found", f"no table is named {name[:80]!r}; there are {there}")
-        return served
+    async def _catalog(self, scope: dict[str, Any]) -> Mapping[str, Served]:
+        """The tables to answer from: the active ones, or those of the version that the request pins."""
+        version = header(scope, b"x-hfh-version") or _query(scope["query_string"]).get("version", "").encode()
+        if not version:
+            return self._state.catalog
+        return await self._state.pinned(version.decode("latin-1"))
 
     async def _rows(
         self, served: Served, document: dict[str, Any], output: Output, most: int, bag: bool
@@ -172,6 +175,18 @@ def _route(path: str) -> tuple[str, str] | None:
     return None
 
 
+def _table(catalog: Mapping[str, Served], name: str) -> Served:
+    served = catalog.get(name)
+    if served is None:
+        there = ", ".join(list(catalog)[:20])
+        raise ApiError(404, "table_not_found", f"no table is named {name[:80]!r}; there are {there}")
+    return served
+
+
+def _query(text: bytes) -> dict[str, str]:
+    return {} if not text else dict(part.partition("=")[::2] for part in text.decode("latin-1").split("&") if part)
+
+
 def _bag_arguments(document: dict[str, Any]) -> dict[str, Any]:
     mode, last = document.get("mode", "mean"), document.get("include_last_offset", False)
     if mode not in MODES:
@@ -196,7 +211,7 @@ def _binary_bag(values: npt.NDArray[np.int64], query: bytes) -> dict[str, Any]:
     if not len(values) or not 0 <= values[0] <= len(values) - 1:
         raise bad_request("a binary bag request is int64: the number of bags, the offset of each, then the ids")
     bags = int(values[0])
-    given = dict(part.partition("=")[::2] for part in query.decode("latin-1").split("&") if part)
-    if unknown := given.keys() - {"mode"}:
-        raise wire.invalid(f"parameter {sorted(unknown)[0][:40]!r} is not known; a binary bag takes mode")
+    given = _query(query)
+    if unknown := given.keys() - {"mode", "version"}:
+        raise wire.invalid(f"parameter {sorted(unknown)[0][:40]!r} is not known; a binary bag takes mode and version")
     return {"offsets": values[1 : 1 + bags], "ids": values[1 + bags :], "mode": given.get("mode", "mean")}

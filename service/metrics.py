@@ -39,6 +39,19 @@ class Metrics:
             multiprocess_mode="livemax",
             registry=shared,
         )
+        self.overlay_rows = Gauge(
+            "hfh_overlay_rows", "Rows of the overlay", ["table"], multiprocess_mode="livemax", registry=shared
+        )
+        self.overlay_stale = Gauge(
+            "hfh_overlay_stale", "1 while Redis does not answer", multiprocess_mode="livemax", registry=shared
+        )
+        self.overlay_age = Gauge(
+            "hfh_overlay_age_seconds",
+            "Since the overlay was last known to be whole",
+            multiprocess_mode="livemax",
+            registry=shared,
+        )
+        self.activations = Counter("hfh_activations_total", "Times that other versions were served", registry=shared)
 
     def render(self) -> bytes:
         """The text exposition."""

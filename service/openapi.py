@@ -17,13 +17,20 @@ __all__ = ["document"]
 REFERENCE = "#/components/schemas/{model}"
 ERRORS = {
     "400": "the body cannot be parsed",
-    "404": "no such table",
+    "404": "no such table or version",
     "406": "no acceptable answer type",
     "408": "the body did not arrive in time",
+    "409": "the version is not loaded",
     "413": "too many ids or bytes",
     "415": "content type not supported",
     "422": "a value is not usable",
     "429": "over capacity; see Retry-After",
+}
+VERSION = {
+    "name": "X-HFH-Version",
+    "in": "header",
+    "schema": {"type": "string"},
+    "description": "answer from this version, which must be loaded; ?version= does the same",
 }
 TABLE = {"name": "table", "in": "path", "required": True, "schema": {"type": "string"}}
 MODE = {
@@ -42,13 +49,13 @@ def document(app: FastAPI) -> dict[str, Any]:
         _, definitions = models_json_schema([(model, "validation") for model in models], ref_template=REFERENCE)
         schema["components"]["schemas"] |= definitions["$defs"]
         schema["paths"]["/v1/tables/{table}/lookup"] = _route(
-            "Rows of ids or keys", LookupRequest, Rows, [TABLE], {"ids": [1, 2, 3]}, "little-endian int64 ids"
+            "Rows of ids or keys", LookupRequest, Rows, [TABLE, VERSION], {"ids": [1, 2, 3]}, "little-endian int64 ids"
         )
         schema["paths"]["/v1/tables/{table}/bag"] = _route(
             "One row for each bag of ids",
             BagRequest,
             Rows,
-            [TABLE, MODE],
+            [TABLE, MODE, VERSION],
             {"ids": [1, 2, 3], "offsets": [0, 2], "mode": "sum"},
             "little-endian int64: the number of bags, the offset of each, then the ids",
         )
@@ -56,7 +63,7 @@ def document(app: FastAPI) -> dict[str, Any]:
             "Rows of several tables at once",
             SeveralRequest,
             SeveralRows,
-            [],
+            [VERSION],
             {"tables": {"users": {"ids": [1, 2]}}},
             None,
         )

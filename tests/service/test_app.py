@@ -60,10 +60,14 @@ def test_the_openapi_document_is_the_committed_one(client) -> None:
         "/metrics",
         "/readyz",
         "/v1/lookup",
+        "/v1/snapshots",
+        "/v1/snapshots/rollback",
+        "/v1/snapshots/{version}/activate",
         "/v1/tables",
         "/v1/tables/{table}",
         "/v1/tables/{table}/bag",
         "/v1/tables/{table}/lookup",
+        "/v1/tables/{table}/rows",
     }
 
 

@@ -1,0 +1,230 @@
+"""Rows of one table written since its snapshot, and lookups that see them.
+
+The ids are kept sorted and found by binary search; rows are only ever appended, and a write replaces the whole index at
+once, so that a lookup in another thread sees the rows before a write or after it, and needs no lock.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from hfh_embed import Table
+from hfh_embed.lookup import bag_bounds
+
+__all__ = ["ID_BYTES", "FreshRows"]
+
+Ids = npt.NDArray[np.int64]
+F32 = npt.NDArray[np.float32]
+Mode = Literal["sum", "mean", "max"]
+ID_BYTES = 8
+BLOCK_VALUES = 2**20
+FIRST_ROWS = 64
+
+
+@dataclass(frozen=True)
+class _Index:
+    """``ids`` (n,) ascend; the row of ids[i] is rows[slots[i]], written at sequence number sequences[i]."""
+
+    ids: Ids
+    slots: Ids
+    sequences: Ids
+    rows: F32
+
+
+def _empty(dim: int) -> _Index:
+    none = np.empty(0, dtype=np.int64)
+    return _Index(none, none, none, np.empty((0, dim), dtype=np.float32))
+
+
+class FreshRows:
+    """The rows of one table, all of one length D. Reads are safe from any thread, writes come from one at a time."""
+
+    def __init__(self) -> None:
+        self._index, self._used = _empty(0), 0
+        self.writes = 0  # a cache of looked up rows is valid as long as this stays the same
+
+    @property
+    def count(self) -> int:
+        """Ids that have a row here."""
+        return len(self._index.ids)
+
+    @property
+    def dim(self) -> int:
+        """D of the rows here, 0 when there are none."""
+        return self._index.rows.shape[1] if self.count else 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the ids and their rows, without spare room."""
+        return self.count * (self.dim * 4 + ID_BYTES)
+
+    def known(self, ids: Ids) -> int:
+        """How many of different ids (n,) have a row here."""
+        return int(np.isin(ids, self._index.ids, assume_unique=True).sum())
+
+    def contents(self) -> tuple[Ids, Ids, F32]:
+        """Ids (n,) ascending, their sequence numbers (n,), and a copy of their rows (n, D)."""
+        index = self._index
+        return index.ids, index.sequences, index.rows[index.slots]
+
+    def put(self, ids: Ids, sequences: Ids, rows: F32) -> None:
+        """Take rows (n, D) of different ids (n,); a row that is not newer than what the id has is left out.
+
+        Rows of another length than those that are there replace all of them.
+        """
+        index, used = self._index, self._used
+        if rows.shape[1] != index.rows.shape[1]:
+            index, used = _empty(rows.shape[1]), 0
+        order = np.argsort(ids, kind="stable")
+        ids, sequences = ids[order], sequences[order]
+        places = np.searchsorted(index.ids, ids)
+        known = places < len(index.ids)
+        known[known] = index.ids[places[known]] == ids[known]
+        newer = ~known
+        newer[known] = sequences[known] > index.sequences[places[known]]
+        ids, sequences, places, known, rows = (
+            ids[newer],
+            sequences[newer],
+            places[newer],
+            known[newer],
+            rows[order[newer]],
+        )
+        if not len(ids):
+            return
+        store = index.rows
+        if used + len(rows) > len(store):
+            index = _Index(index.ids, np.arange(len(index.ids)), index.sequences, index.rows[index.slots])
+            used = len(index.ids)  # replaced rows are left behind
+            store = np.empty((max(FIRST_ROWS, 2 * (used + len(rows))), rows.shape[1]), dtype=np.float32)
+            store[:used] = index.rows
+        slots = np.arange(used, used + len(rows))
+        store[slots] = rows
+        new_slots, new_sequences = index.slots.copy(), index.sequences.copy()
+        new_slots[places[known]], new_sequences[places[known]] = slots[known], sequences[known]
+        at, fresh = places[~known], ~known
+        self._used = used + len(rows)
+        self._replace(
+            _Index(
+                np.insert(index.ids, at, ids[fresh]),
+                np.insert(new_slots, at, slots[fresh]),
+                np.insert(new_sequences, at, sequences[fresh]),
+                store,
+            )
+        )
+
+    def load(self, ids: Ids, sequences: Ids, rows: F32) -> None:
+        """Have exactly these rows (n, D), of ids (n,) that ascend."""
+        self._used = len(ids)
+        self._replace(_Index(ids, np.arange(len(ids)), sequences, rows))
+
+    def drop(self, ids: Ids | None = None, until: int | None = None) -> int:
+        """Forget the rows of ids (all of them if None) written up to sequence number ``until``; how many there were."""
+        index = self._index
+        gone = np.ones(len(index.ids), dtype=bool) if ids is None else np.isin(index.ids, ids)
+        if until is not None:
+            gone &= index.sequences <= until
+        if not gone.any():
+            return 0
+        if gone.all():
+            self._used = 0
+            self._replace(_empty(0))
+        else:
+            self._replace(_Index(index.ids[~gone], index.slots[~gone], index.sequences[~gone], index.rows))
+        return int(gone.sum())
+
+    def _replace(self, index: _Index) -> None:
+        self._index = index
+        self.writes += 1
+
+    def lookup(self, table: Table, ids: Ids, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+        """Rows of ids (n,), (n, D): those here, and the table's for the others; raises as :meth:`Table.lookup`."""
+        index = self._index
+        hit, slots = _find(index, table, ids)
+        if not len(slots):
+            return table.lookup(ids, dtype=dtype)
+        rows = table.lookup(np.where(hit, 0, ids), dtype=dtype)  # id 0 is in every table
+        with np.errstate(over="ignore"):  # beyond float16 is infinite, as in the kernels
+            rows[hit] = index.rows[slots]
+        return rows
+
+    def bag(
+        self,
+        table: Table,
+        ids: Ids,
+        dtype: npt.DTypeLike,
+        *,
+        offsets: Ids,
+        mode: Mode = "mean",
+        per_sample_weights: npt.ArrayLike | None = None,
+        include_last_offset: bool = False,
+    ) -> npt.NDArray[Any]:
+        """One row for each bag, (bags, D), as :meth:`Table.bag` would give with the rows here in the table.
+
+        The kernel combines the table's own rows; what is here is then combined with its result.
+        """
+        index = self._index
+        hit, slots = _find(index, table, ids)
+        weights = None if per_sample_weights is None else np.asarray(per_sample_weights)
+        if not len(slots) or (weights is not None and (weights.shape != ids.shape or mode != "sum")):
+            return table.bag(  # which also says what is wrong with weights
+                ids,
+                offsets,
+                mode=mode,
+                per_sample_weights=weights,
+                include_last_offset=include_last_offset,
+                dtype=dtype,
+            )
+        bounds = bag_bounds(ids, offsets, include_last_offset)
+        owner = np.repeat(np.arange(len(bounds) - 1), np.diff(bounds))
+        bags = table.bag(
+            ids[~hit],
+            _before(~hit)[bounds],
+            mode="sum" if mode == "mean" else mode,
+            per_sample_weights=None if weights is None else weights[~hit],
+            include_last_offset=True,
+        )
+        hit = hit[bounds[0] : bounds[-1]]  # ids behind the last bag belong to none
+        slots, owner = slots[: int(hit.sum())], owner[hit]
+        counted = _before(ids != table.spec.padding_id)
+        counts = counted[bounds[1:]] - counted[bounds[:-1]]
+        if mode == "max":
+            bags[counts == np.bincount(owner, minlength=len(bags))] = -np.inf  # nothing but what is here
+        own = None if weights is None else weights[: len(hit)][hit].astype(np.float32)
+        block = max(1, BLOCK_VALUES // bags.shape[1])
+        for start in range(0, len(slots), block):
+            part = slice(start, start + block)
+            rows = index.rows[slots[part]]
+            if own is not None:
+                rows *= own[part, None]
+            (np.maximum if mode == "max" else np.add).at(bags, owner[part], rows)
+        if mode == "mean":
+            bags /= np.maximum(counts, 1).astype(np.float32)[:, None]
+        bags[counts == 0] = 0
+        with np.errstate(over="ignore"):
+            return bags.astype(dtype, copy=False)
+
+
+def _find(index: _Index, table: Table, ids: Ids) -> tuple[npt.NDArray[np.bool_], Ids]:
+    """Which of ids (n,) have a row in the index, (n,) bool, and the slots of those.
+
+    The table's padding id has none, and a table with rows of another length has none at all.
+    """
+    if not len(index.ids) or index.rows.shape[1] != table.embedding_dim:
+        return np.zeros(len(ids), dtype=bool), np.empty(0, dtype=np.int64)
+    places = np.searchsorted(index.ids, ids)
+    places[places == len(index.ids)] = 0
+    hit = index.ids[places] == ids
+    if table.spec.padding_id is not None:
+        hit &= ids != table.spec.padding_id
+    return hit, index.slots[places[hit]]
+
+
+def _before(marked: npt.NDArray[np.bool_]) -> Ids:
+    """How many are marked before each position, (n + 1,)."""
+    count = np.zeros(len(marked) + 1, dtype=np.int64)
+    np.cumsum(marked, out=count[1:])
+    return count
