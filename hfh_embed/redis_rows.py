@@ -1,17 +1,18 @@
 """Rows written since a snapshot, as the service's replicas share them in Redis: where they lie, and reading them.
 
-    {prefix:overlay}:meta             hash: incarnation, sequence, rows, bytes; of each table dim:, sequence: and floor:
+    {prefix:overlay}:meta             hash: incarnation, sequence, rows, bytes; of each table dim:, sequence:, floor:, cleared:
     {prefix:overlay}:rows:TABLE       hash: id in decimal -> sequence number (float64), row (D float32), little-endian
     {prefix:overlay}:changed:TABLE    sorted set: id by the sequence number of its last write or removal
     {prefix:overlay}:log              stream that wakes replicas
 
 The braces keep all keys on one node of a cluster, so that one script can change them together. Sequence numbers are Redis'
 own microseconds since 1970, made to ascend: they stay comparable when Redis loses its data. ``floor:`` is the number below
-which ``changed`` is incomplete. A new ``incarnation`` means that the data were lost.
+which ``changed`` is incomplete, ``cleared:`` that of the last removal of all rows. A new ``incarnation`` means that the data were lost.
 """
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -21,7 +22,7 @@ import numpy.typing as npt
 
 from hfh_embed.errors import InputError, MissingDependencyError
 
-__all__ = ["Fresh", "Keys", "Target", "pack_rows", "parse_url", "read_fresh", "unpack_rows"]
+__all__ = ["Fresh", "Keys", "Target", "every_client", "pack_rows", "parse_url", "read_fresh", "unpack_rows"]
 
 Ids = npt.NDArray[np.int64]
 F32 = npt.NDArray[np.float32]
@@ -111,6 +112,12 @@ class Target:
         return RedisCluster(startup_nodes=[ClusterNode(host, port) for host, port in self.hosts], **shared)
 
 
+def every_client(client: Any) -> list[Any]:
+    """What to close: the client and, behind one that sentinels lead, theirs."""
+    manager = getattr(getattr(client, "connection_pool", None), "sentinel_manager", None)
+    return [client, *(manager.sentinels if manager is not None else ())]
+
+
 def parse_url(url: str) -> Target:
     """A Redis URL; InputError says what is wrong with it, without its password.
 
@@ -196,11 +203,12 @@ def read_fresh(url: str, table: str, prefix: str = "hfh", timeout_s: float = 10.
         raise MissingDependencyError(
             "rows in Redis need redis; install it with: pip install 'hfh-embed[redis]'"
         ) from None
-    parts = []
+    parts, times = [], {"socket_timeout": timeout_s, "socket_connect_timeout": timeout_s}
     try:
-        with target.connect(
-            redis, asynchronous=False, socket_timeout=timeout_s, socket_connect_timeout=timeout_s
-        ) as client:
+        with contextlib.ExitStack() as stack:
+            client = target.connect(redis, asynchronous=False, **times)
+            for each in every_client(client):
+                stack.callback(each.close)
             meta = client.hgetall(keys.meta)
             dim = int(meta.get(f"dim:{table}".encode(), 0))
             cursor = 0

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hfh_embed.errors import MissingDependencyError
-from hfh_embed.redis_rows import BATCH_ROWS, Keys, Target, pack_rows, unpack_rows
+from hfh_embed.redis_rows import BATCH_ROWS, Keys, Target, every_client, pack_rows, unpack_rows
 from service.errors import ApiError
 from service.fresh_rows import FreshRows
 from service.overlay import Overlay, check_room
@@ -62,6 +62,7 @@ class RedisOverlay(Overlay):
         self._lock = asyncio.Lock()
         self._attempted = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._closing = False
 
     @property
     def age_s(self) -> float:
@@ -88,9 +89,10 @@ class RedisOverlay(Overlay):
         """Stop following and let go of the connections."""
         if self._task is None:
             return
+        self._closing = True
         self._task.cancel()
         await asyncio.wait([self._task])
-        for client in (self._client, self._reader):
+        for client in (*every_client(self._client), *every_client(self._reader)):
             with contextlib.suppress(*self._errors):
                 await client.aclose()
 
@@ -105,6 +107,7 @@ class RedisOverlay(Overlay):
                 check_room(int(answer[1]), int(answer[2]), self.max_rows, self.max_bytes)
             sequence = int(answer[1])
             self._incarnation = self._incarnation or answer[2]
+            self._seen = max(self._seen, sequence)  # a Redis that knows less has lost something
             self.fresh(table).put(ids, np.full(len(ids), sequence), rows)
         return sequence
 
@@ -154,11 +157,11 @@ class RedisOverlay(Overlay):
 
     async def _follow(self) -> None:
         delay_s = FIRST_DELAY_S
-        while True:
+        while not self._closing:  # the client may swallow a cancellation that meets an answer
             try:
                 async with self._lock:
                     await self._synchronise()
-                if self.stale:
+                if self.stale and self._attempted.is_set():
                     log.warning("Redis (%s) answers; rows are fresh", self._target)
                 self.stale, self._synchronised_at, delay_s = False, time.monotonic(), FIRST_DELAY_S
                 self._attempted.set()

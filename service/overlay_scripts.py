@@ -23,7 +23,7 @@ local function clear()
   local there, dim = redis.call('HLEN', rows), tonumber(redis.call('HGET', meta, 'dim:' .. name) or 0)
   count, bytes = count - there, bytes - there * (8 + 4 * dim)
   redis.call('DEL', rows, changed)
-  redis.call('HSET', meta, 'floor:' .. name, text)
+  redis.call('HSET', meta, 'floor:' .. name, text, 'cleared:' .. name, text)
 end
 local function store(id, value)
   local size = redis.call('HSTRLEN', rows, id)
@@ -73,7 +73,7 @@ local until_, most_removed = tonumber(ARGV[3]), tonumber(ARGV[4])
 if #ARGV == 4 then clear() end
 for i = 5, #ARGV do
   local value = redis.call('HGET', rows, ARGV[i])
-  if value and struct.unpack('<d', value) <= until_ then
+  if not value or struct.unpack('<d', value) <= until_ then -- one that Redis lost may still be given back
     remove(ARGV[i])
     redis.call('ZADD', changed, text, ARGV[i])
   end
@@ -91,14 +91,15 @@ return {'removed', text, tostring(-count)}
 MERGE = (
     _BEGIN
     + """
+local cleared = tonumber(redis.call('HGET', meta, 'cleared:' .. name) or 0)
 redis.call('HSETNX', meta, 'dim:' .. name, ARGV[3])
 if redis.call('HGET', meta, 'dim:' .. name) == ARGV[3] then
   for i = 4, #ARGV, 2 do
     local mine = struct.unpack('<d', ARGV[i + 1])
     local value = redis.call('HGET', rows, ARGV[i])
-    local last = 0
-    if value then last = struct.unpack('<d', value) else last = tonumber(redis.call('ZSCORE', changed, ARGV[i]) or 0) end
-    if mine > last then store(ARGV[i], ARGV[i + 1]) end
+    local last = tonumber(redis.call('ZSCORE', changed, ARGV[i]) or 0)
+    if value then last = struct.unpack('<d', value) end
+    if mine > math.max(last, cleared) then store(ARGV[i], ARGV[i + 1]) end
   end
 end
 finish()

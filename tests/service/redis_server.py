@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import shutil
 import signal
 import socket
@@ -18,10 +20,12 @@ from tests.service.waiting import until
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port that nobody listens on, below 30,000: a cluster's nodes also take the one 10,000 higher."""
+    while True:
+        port = random.randrange(10_000, 30_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 class RedisServer:
@@ -36,7 +40,6 @@ class RedisServer:
         self._command = [program, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(folder)]
         self._command += ["--save", "", "--appendonly", "no", "--daemonize", "no", *arguments]
         self._process: subprocess.Popen[bytes] | None = None
-        self.start()
 
     @property
     def url(self) -> str:
@@ -56,7 +59,8 @@ class RedisServer:
         return redis.Redis(port=self.port, socket_timeout=5)
 
     def kill(self) -> None:
-        assert self._process is not None
+        if self._process is None:
+            return
         self._process.send_signal(signal.SIGCONT)
         self._process.kill()
         self._process.wait(timeout=10)
@@ -74,6 +78,7 @@ class RedisServer:
 def redis_server(folder: Path, *arguments: str) -> Iterator[RedisServer]:
     server = RedisServer(folder, *arguments)
     try:
+        server.start()
         yield server
     finally:
         server.kill()
