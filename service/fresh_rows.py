@@ -1,12 +1,13 @@
 """Rows of one table written since its snapshot, and lookups that see them.
 
-The ids are kept sorted and found by binary search; rows are only ever appended, and a write replaces the whole index at
-once, so that a lookup in another thread sees the rows before a write or after it, and needs no lock.
+The ids are kept sorted and found by binary search, after a look at hashed marks that spares most ids the search. Rows and marks
+are only ever added, and a write replaces the whole index at once: a lookup in another thread sees the rows before a write or
+after it, and needs no lock.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -23,21 +24,41 @@ Mode = Literal["sum", "mean", "max"]
 ID_BYTES = 8
 BLOCK_VALUES = 2**20
 FIRST_ROWS = 64
+MARKS_PER_ID = 8
+NONE = np.empty(0, dtype=np.int64)
+SPREAD = np.uint64(0x9E3779B97F4A7C15)  # 2**64 over the golden ratio: Fibonacci hashing
 
 
 @dataclass(frozen=True)
 class _Index:
-    """``ids`` (n,) ascend; the row of ids[i] is rows[slots[i]], written at sequence number sequences[i]."""
+    """``ids`` (n,) ascend; the row of ids[i] is rows[slots[i]], written at sequence number sequences[i].
+
+    ``marks`` is true at the hash of every id here, and by chance at that of a few others.
+    """
 
     ids: Ids
     slots: Ids
     sequences: Ids
     rows: F32
+    marks: npt.NDArray[np.bool_]
+
+    shift: np.uint64
+
+    def hashes(self, ids: Ids) -> Ids:
+        """The place of each id in ``marks``: the product's upper bits."""
+        return ((ids.view(np.uint64) * SPREAD) >> self.shift).view(np.int64)  # as int64 it indexes four times faster
 
 
 def _empty(dim: int) -> _Index:
-    none = np.empty(0, dtype=np.int64)
-    return _Index(none, none, none, np.empty((0, dim), dtype=np.float32))
+    return _Index(NONE, NONE, NONE, np.empty((0, dim), dtype=np.float32), np.zeros(2, dtype=bool), np.uint64(63))
+
+
+def _with_marks(index: _Index, room: int) -> _Index:
+    """The index with marks for up to so many ids."""
+    bits = (MARKS_PER_ID * max(1, room)).bit_length()
+    marked = replace(index, marks=np.zeros(2**bits, dtype=bool), shift=np.uint64(64 - bits))
+    marked.marks[marked.hashes(index.ids)] = True
+    return marked
 
 
 class FreshRows:
@@ -97,14 +118,15 @@ class FreshRows:
             return
         store = index.rows
         if used + len(rows) > len(store):
-            index = _Index(index.ids, np.arange(len(index.ids)), index.sequences, index.rows[index.slots])
             used = len(index.ids)  # replaced rows are left behind
             store = np.empty((max(FIRST_ROWS, 2 * (used + len(rows))), rows.shape[1]), dtype=np.float32)
-            store[:used] = index.rows
+            store[:used] = index.rows[index.slots]
+            index = _with_marks(replace(index, slots=np.arange(used)), len(store))
         slots = np.arange(used, used + len(rows))
         store[slots] = rows
         new_slots, new_sequences = index.slots.copy(), index.sequences.copy()
         new_slots[places[known]], new_sequences[places[known]] = slots[known], sequences[known]
+        index.marks[index.hashes(ids)] = True
         at, fresh = places[~known], ~known
         self._used = used + len(rows)
         self._replace(
@@ -113,13 +135,16 @@ class FreshRows:
                 np.insert(new_slots, at, slots[fresh]),
                 np.insert(new_sequences, at, sequences[fresh]),
                 store,
+                index.marks,
+                index.shift,
             )
         )
 
     def load(self, ids: Ids, sequences: Ids, rows: F32) -> None:
         """Have exactly these rows (n, D), of ids (n,) that ascend."""
         self._used = len(ids)
-        self._replace(_Index(ids, np.arange(len(ids)), sequences, rows))
+        index = replace(_empty(rows.shape[1]), ids=ids, slots=np.arange(len(ids)), sequences=sequences, rows=rows)
+        self._replace(_with_marks(index, len(ids)))
 
     def drop(self, ids: Ids | None = None, until: int | None = None) -> int:
         """Forget the rows of ids (all of them if None) written up to sequence number ``until``; how many there were."""
@@ -133,7 +158,8 @@ class FreshRows:
             self._used = 0
             self._replace(_empty(0))
         else:
-            self._replace(_Index(index.ids[~gone], index.slots[~gone], index.sequences[~gone], index.rows))
+            kept = ~gone
+            self._replace(replace(index, ids=index.ids[kept], slots=index.slots[kept], sequences=index.sequences[kept]))
         return int(gone.sum())
 
     def _replace(self, index: _Index) -> None:
@@ -143,12 +169,14 @@ class FreshRows:
     def lookup(self, table: Table, ids: Ids, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
         """Rows of ids (n,), (n, D): those here, and the table's for the others; raises as :meth:`Table.lookup`."""
         index = self._index
-        hit, slots = _find(index, table, ids)
-        if not len(slots):
+        at, slots = _find(index, table, ids)
+        if not len(at):
             return table.lookup(ids, dtype=dtype)
-        rows = table.lookup(np.where(hit, 0, ids), dtype=dtype)  # id 0 is in every table
+        others = ids.copy()
+        others[at] = 0  # which is in every table
+        rows = table.lookup(others, dtype=dtype)
         with np.errstate(over="ignore"):  # beyond float16 is infinite, as in the kernels
-            rows[hit] = index.rows[slots]
+            rows[at] = index.rows[slots]
         return rows
 
     def bag(
@@ -167,7 +195,7 @@ class FreshRows:
         The kernel combines the table's own rows; what is here is then combined with its result.
         """
         index = self._index
-        hit, slots = _find(index, table, ids)
+        at, slots = _find(index, table, ids)
         weights = None if per_sample_weights is None else np.asarray(per_sample_weights)
         if not len(slots) or (weights is not None and (weights.shape != ids.shape or mode != "sum")):
             return table.bag(  # which also says what is wrong with weights
@@ -178,6 +206,8 @@ class FreshRows:
                 include_last_offset=include_last_offset,
                 dtype=dtype,
             )
+        hit = np.zeros(len(ids), dtype=bool)
+        hit[at] = True
         bounds = bag_bounds(ids, offsets, include_last_offset)
         owner = np.repeat(np.arange(len(bounds) - 1), np.diff(bounds))
         bags = table.bag(
@@ -208,19 +238,23 @@ class FreshRows:
             return bags.astype(dtype, copy=False)
 
 
-def _find(index: _Index, table: Table, ids: Ids) -> tuple[npt.NDArray[np.bool_], Ids]:
-    """Which of ids (n,) have a row in the index, (n,) bool, and the slots of those.
+def _find(index: _Index, table: Table, ids: Ids) -> tuple[Ids, Ids]:
+    """Which of ids (n,) have a row in the index: their positions (k,), ascending, and their slots (k,).
 
     The table's padding id has none, and a table with rows of another length has none at all.
     """
-    if not len(index.ids) or index.rows.shape[1] != table.embedding_dim:
-        return np.zeros(len(ids), dtype=bool), np.empty(0, dtype=np.int64)
-    places = np.searchsorted(index.ids, ids)
+    if not len(index.ids) or index.rows.shape[1] != table.spec.embedding_dim:
+        return NONE, NONE
+    at = index.marks[index.hashes(ids)].nonzero()[0]
+    if not len(at):
+        return NONE, NONE
+    wanted = ids[at]
+    places = index.ids.searchsorted(wanted)
     places[places == len(index.ids)] = 0
-    hit = index.ids[places] == ids
+    found = index.ids[places] == wanted
     if table.spec.padding_id is not None:
-        hit &= ids != table.spec.padding_id
-    return hit, index.slots[places[hit]]
+        found &= wanted != table.spec.padding_id
+    return at[found], index.slots[places[found]]
 
 
 def _before(marked: npt.NDArray[np.bool_]) -> Ids:

@@ -39,6 +39,7 @@ class RedisServer:
         self.folder, self.port = folder, free_port()
         self._command = [program, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(folder)]
         self._command += ["--save", "", "--appendonly", "no", "--daemonize", "no", *arguments]
+        self._client = redis.Redis(port=self.port, socket_timeout=5)
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -56,7 +57,7 @@ class RedisServer:
             return False
 
     def client(self) -> redis.Redis:
-        return redis.Redis(port=self.port, socket_timeout=5)
+        return self._client
 
     def kill(self) -> None:
         if self._process is None:
@@ -81,4 +82,5 @@ def redis_server(folder: Path, *arguments: str) -> Iterator[RedisServer]:
         server.start()
         yield server
     finally:
+        server.client().close()
         server.kill()

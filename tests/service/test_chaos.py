@@ -109,6 +109,9 @@ def test_a_hundred_activations_under_load_fail_no_request_and_mix_no_versions(tm
                 else:
                     answer = client.post(f"/v1/snapshots/{versions[number % 2]}/activate")
                 assert answer.status_code == 200, answer.text
+            metrics = client.get("/metrics").text
+        counted = next(line for line in metrics.splitlines() if line.startswith("hfh_activations_total"))
+        assert float(counted.split()[-1]) >= 120  # every worker counts its own
         assert not watcher.wrong
         assert watcher.answered > 100
         assert watcher.versions == set(versions)
