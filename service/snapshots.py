@@ -81,9 +81,12 @@ class Snapshots:
         known_now = {known.version for known in self._library if not known.refused}
         self._seen = known_now if choice is None else set(choice.seen)
         if first and (workers > 1 or choice is not None):
-            with self._choices.locked():
-                self._arrivals()
-                self._write(self.active, self.previous)
+            try:
+                with self._choices.locked():
+                    self._arrivals()
+                    self._write(self.active, self.previous)
+            except OSError as error:  # a full disk is no reason not to serve
+                log.error("what is active is not written down: %s", error)
 
     def _check_given(self) -> None:
         if not self._library.paths:
@@ -155,6 +158,7 @@ class Snapshots:
             try:
                 await asyncio.to_thread(self._locked, decide)
             except OSError as error:
+                log.error("what is active could not be changed: %s", error)
                 raise ApiError(
                     503,
                     "not_written",

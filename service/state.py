@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from service.snapshots import Snapshots
 __all__ = ["State"]
 
 LOOK_S = 0.2
+log = logging.getLogger("hfh.service")
 
 
 @dataclass
@@ -93,11 +95,15 @@ class State:
         while True:
             self.observe()
             await asyncio.sleep(LOOK_S)
-            with contextlib.suppress(ApiError):  # logged where it happened
+            try:
                 await self.snapshots.refresh()
                 if watch_s and time.monotonic() - watched >= watch_s:
-                    await self.snapshots.watch()
                     watched = time.monotonic()
+                    await self.snapshots.watch()
+            except ApiError:  # logged where it happened
+                pass
+            except Exception:
+                log.exception("looking for other versions failed")
 
     def observe(self) -> None:
         """Show the overlay's state in the metrics."""

@@ -26,6 +26,7 @@ MOST_LISTED = 10_000
 STATUSES = {
     400: "the body cannot be parsed",
     404: "no such table",
+    408: "the body did not arrive in time",
     413: "too many ids or bytes, or the overlay is full",
     415: "content type not supported",
     424: "Redis is needed and gone",

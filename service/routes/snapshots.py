@@ -7,12 +7,22 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query, Request
 
 from service.errors import ApiError
-from service.schemas import Snapshots
+from service.schemas import ErrorAnswer, Snapshots
 from service.state import State
 
 __all__ = ["router"]
 
 router = APIRouter(prefix="/v1/snapshots", tags=["snapshots"])
+
+STATUSES = {
+    404: "no such version",
+    409: "damaged, incompatible, or nothing to roll back to",
+    424: "Redis is needed and gone",
+    503: "the choice cannot be written down",
+}
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorAnswer, "description": description} for status, description in STATUSES.items()
+}
 
 
 @router.get("", summary="All versions")
@@ -21,7 +31,7 @@ async def snapshots(request: Request) -> Snapshots:
     return await _answer(request.app.state.hfh)
 
 
-@router.post("/rollback", summary="Back to the versions of before")
+@router.post("/rollback", summary="Back to the versions of before", responses=ERRORS)
 async def rollback(request: Request) -> Snapshots:
     """Serves what was active before the last change."""
     state: State = request.app.state.hfh
@@ -29,7 +39,7 @@ async def rollback(request: Request) -> Snapshots:
     return await _answer(state)
 
 
-@router.post("/{version}/activate", summary="Serve a version")
+@router.post("/{version}/activate", summary="Serve a version", responses=ERRORS)
 async def activate(
     request: Request,
     version: str,

@@ -17,9 +17,11 @@ from hfh_embed.layout import SnapshotSpec
 from hfh_embed.snapshot import Snapshot
 from hfh_embed.spec import Unknown
 from service.app import create_app
+from service.client import Client
 from service.settings import Settings
 from service.state import State
 from tests.builders import CASES, N, random_arrays
+from tests.service.conftest import serving
 from tests.service.waiting import until
 
 
@@ -140,6 +142,13 @@ def test_a_choice_that_cannot_be_written_changes_nothing(tmp_path) -> None:
     with service(tmp_path, state_file=str(tmp_path / "nowhere" / "state.json")) as client:
         assert error_of(client.post(f"/v1/snapshots/{old}/activate")) == (503, "not_written")
         assert served(client)[0] == new
+
+
+def test_a_choice_that_cannot_be_written_does_not_keep_workers_from_starting(tmp_path) -> None:
+    write(tmp_path / "a.hfh", 1)
+    state_file = str(tmp_path / "nowhere" / "state.json")
+    with serving(str(tmp_path), "--workers", "2", "--state-file", state_file) as (url, _), Client(url) as client:
+        assert np.array_equal(client.lookup("users", np.arange(50)), rows_in(tmp_path / "a.hfh"))
 
 
 def test_a_damaged_snapshot_is_refused_also_by_force_until_it_is_mended(tmp_path) -> None:
