@@ -38,6 +38,7 @@ class Snapshots:
         self._seen: set[str] = set()
         self._declined: dict[str, str] = {}
         self._lock = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
         self.active: tuple[str, ...] = ()
         self.previous: tuple[str, ...] = ()
         self.catalog = Catalog({})
@@ -151,23 +152,37 @@ class Snapshots:
         self._declined = {version: why for version, why in self._declined.items() if version in there}
         self._choices.write(Choice(active, previous, tuple(sorted(self._seen))))
 
-    async def _decide(self, decide: Callable[[], None]) -> None:
-        """Run a decision in a thread, alone among the tasks and processes, and serve what it decided."""
+    async def _alone(self, work: Callable[[], None]) -> None:
+        """Do the work in a thread, and nothing else meanwhile, then serve what came of it.
+
+        It is carried through even if the request that asked for it is given up.
+        """
+        task = asyncio.create_task(self._carry_through(work))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        await asyncio.shield(task)
+
+    async def _carry_through(self, work: Callable[[], None]) -> None:
         async with self._lock:
             before = self.catalog
             try:
-                await asyncio.to_thread(self._locked, decide)
-            except OSError as error:
-                log.error("what is active could not be changed: %s", error)
-                raise ApiError(
-                    503,
-                    "not_written",
-                    f"what is active could not be changed ({error.strerror or error}: {error.filename}); "
-                    "the versions of before keep serving",
-                ) from None
+                await asyncio.to_thread(work)
             finally:
                 if self.catalog is not before:
                     self.on_change(self.catalog)
+
+    async def _decide(self, decide: Callable[[], None]) -> None:
+        """Decide what is active, alone among the processes too."""
+        try:
+            await self._alone(lambda: self._locked(decide))
+        except OSError as error:
+            log.error("what is active could not be changed: %s", error)
+            raise ApiError(
+                503,
+                "not_written",
+                f"what is active could not be changed ({error.strerror or error}: {error.filename}); "
+                "the versions of before keep serving",
+            ) from None
 
     def _locked(self, decide: Callable[[], None]) -> None:
         with self._choices.locked():
@@ -241,11 +256,7 @@ class Snapshots:
     async def refresh(self) -> None:
         """Do what another process decided, if it did."""
         if self._choices.changed():
-            async with self._lock:
-                before = self.catalog
-                await asyncio.to_thread(self._follow)
-                if self.catalog is not before:
-                    self.on_change(self.catalog)
+            await self._alone(self._follow)
 
     def _follow(self) -> None:
         choice = self._choices.read() if self._choices.changed() else None

@@ -52,7 +52,10 @@ class State:
         reconstructor = Reconstructor(in_flight, metrics, settings.thread_ids)
         state = cls(settings, Catalog({}), metrics, in_flight, reconstructor, overlay, snapshots)
         snapshots.on_change = state._serve
-        state._serve(snapshots.catalog)
+        if first and settings.workers > 1:  # it serves nobody, and its metrics would be added to the workers'
+            state.catalog = snapshots.catalog
+        else:
+            state._serve(snapshots.catalog)
         return state
 
     def _serve(self, catalog: Catalog) -> None:

@@ -245,18 +245,19 @@ def test_a_killed_worker_comes_back_with_the_overlay_and_the_active_version(tmp_
     snapshots = tmp_path / "snapshots"
     snapshots.mkdir()
     old = write(snapshots / "a.hfh", 1, age_s=100)
-    write(snapshots / "b.hfh", 2)
+    new = write(snapshots / "b.hfh", 2)
     rows = references(snapshots)
     with (
         redis_server(tmp_path) as redis,
         serving(str(snapshots), "--redis-url", redis.url, "--workers", "2") as (url, process),
     ):
-        httpx.post(f"{url}/v1/snapshots/{old}/activate", timeout=30)
-        assert put(url, 5, 1.5) == 200
+        until(lambda: len(workers_of(process.pid)) == 2, "two workers")
         before = workers_of(process.pid)
-        assert len(before) == 2
+        assert httpx.get(f"{url}/readyz", timeout=10).status_code == 200
         os.kill(min(before), signal.SIGKILL)
         until(lambda: len(workers_of(process.pid) - before) == 1, "a new worker")
+        assert httpx.post(f"{url}/v1/snapshots/{old}/activate", timeout=30).status_code == 200
+        assert put(url, 5, 1.5) == 200
         os.kill(max(before), signal.SIGKILL)
         until(lambda: len(workers_of(process.pid) - before) == 2, "two new workers")
         answers = 0
@@ -276,3 +277,6 @@ def test_a_killed_worker_comes_back_with_the_overlay_and_the_active_version(tmp_
             return answers == 30
 
         until(answered, "thirty right answers")
+        metrics = httpx.get(f"{url}/metrics", timeout=10).text
+        assert f'version="{new}"}} 1.0' not in metrics  # what the killed ones served
+        assert f'version="{old}"}} 1.0' in metrics
