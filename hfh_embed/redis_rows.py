@@ -170,12 +170,12 @@ def _host(text: str, port: int) -> tuple[str, int]:
     return host, port if given is None else given
 
 
-def pack_rows(sequences: Ids, rows: F32) -> list[bytes]:
-    """The stored values of rows (n, D) with their sequence numbers (n,)."""
+def pack_rows(sequences: Ids, rows: F32) -> bytes:
+    """The stored values of rows (n, D) with their sequence numbers (n,), one after the other."""
     packed = np.empty((len(rows), 8 + rows.shape[1] * 4), dtype=np.uint8)
     packed[:, :8] = sequences.astype("<f8")[:, None].view(np.uint8)
     packed[:, 8:] = np.ascontiguousarray(rows, dtype="<f4").view(np.uint8)
-    return [row.tobytes() for row in packed]
+    return packed.tobytes()
 
 
 def unpack_rows(ids: list[bytes], values: list[bytes | None], dim: int) -> tuple[Ids, Ids, F32]:

@@ -98,11 +98,9 @@ class RedisOverlay(Overlay):
 
     async def put(self, table: str, ids: Ids, rows: F32) -> int:
         """See :meth:`Overlay.put`."""
-        pairs = [
-            item for id_, row in zip(ids.tolist(), rows.astype("<f4"), strict=True) for item in (id_, row.tobytes())
-        ]
+        packed = rows.astype("<f4").tobytes()
         async with self._writing():
-            answer = await self._run(PUT, table, rows.shape[1], self.max_rows, self.max_bytes, *pairs)
+            answer = await self._run(PUT, table, rows.shape[1], self.max_rows, self.max_bytes, _text(ids), packed)
             if answer[0] == b"full":
                 check_room(int(answer[1]), int(answer[2]), self.max_rows, self.max_bytes)
             sequence = int(answer[1])
@@ -120,13 +118,13 @@ class RedisOverlay(Overlay):
                 ids = have[sequences <= until]
             last = 2**63 if until is None else until
             if ids is None:
-                answer = await self._run(DROP, table, last, REMOVED_IDS)
+                answer = await self._run(DROP, table, last, REMOVED_IDS, "all")
                 fresh.drop()
                 return int(answer[2])
             removed = 0
             for start in range(0, len(ids), BATCH_ROWS):
                 part = ids[start : start + BATCH_ROWS]
-                answer = await self._run(DROP, table, last, REMOVED_IDS, *part.tolist())
+                answer = await self._run(DROP, table, last, REMOVED_IDS, _text(part))
                 removed += int(answer[2])
                 fresh.drop(part, until)
             return removed
@@ -209,9 +207,7 @@ class RedisOverlay(Overlay):
             ids, sequences, rows = fresh.contents()
             for start in range(0, len(ids), BATCH_ROWS):
                 part = slice(start, start + BATCH_ROWS)
-                values = pack_rows(sequences[part], rows[part])
-                pairs = [item for pair in zip(ids[part].tolist(), values, strict=True) for item in pair]
-                await self._run(MERGE, name, fresh.dim, *pairs)
+                await self._run(MERGE, name, fresh.dim, _text(ids[part]), pack_rows(sequences[part], rows[part]))
             if len(ids):
                 log.warning("Redis (%s) had lost rows; gave back %d of table %s", self._target, len(ids), name)
 
@@ -240,6 +236,11 @@ class RedisOverlay(Overlay):
         ids, sequences, rows = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         ids, first = np.unique(ids, return_index=True)  # a scan may tell one twice
         return ids, sequences[first], rows[first]
+
+
+def _text(ids: Ids) -> str:
+    """Ids as the scripts read them: Lua's numbers would round those from 2**53 on."""
+    return " ".join(map(str, ids.tolist()))
 
 
 def _number(meta: dict[bytes, bytes], name: str) -> int:
