@@ -219,6 +219,24 @@ def test_a_killed_paused_and_flushed_redis_costs_no_lookup_and_recovers_by_itsel
         assert watcher.slowest_s < 5
 
 
+def test_a_service_that_starts_without_redis_finds_it_later(tmp_path) -> None:
+    write(tmp_path / "a.hfh", 1)
+    (tmp_path / "redis").mkdir()
+    with redis_server(tmp_path / "redis") as redis:
+        redis.kill()
+        with (
+            serving(str(tmp_path), "--redis-url", redis.url) as (url, _),
+            Watcher([url], references(tmp_path), {5: [1.5]}) as watcher,
+        ):
+            assert overlay_of(url) == {"store": "redis", "shared": True, "stale": True}
+            assert put(url, 5, 1.5) == 424
+            redis.start()
+            until(lambda: not overlay_of(url)["stale"], "it found Redis")
+            assert put(url, 5, 1.5) == 200
+            assert value_of(url, 5) == 1.5
+        assert not watcher.wrong
+
+
 def test_a_client_pause_of_redis_hangs_no_lookup(tmp_path) -> None:
     with replicas(tmp_path) as (redis, one, _, rows), Watcher([one], rows, {5: [1.5], 6: [2.5]}) as watcher:
         assert put(one, 5, 1.5) == 200

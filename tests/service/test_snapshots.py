@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -268,6 +269,24 @@ def test_a_request_may_pin_a_loaded_version(tmp_path) -> None:
             headers={"content-type": "application/octet-stream"},
         )
         assert np.array_equal(np.frombuffer(answer.content, "<f4"), rows_in(tmp_path / "c.hfh")[3])
+
+
+def test_an_activation_is_carried_through_when_its_request_is_given_up(tmp_path) -> None:
+    old, new = write(tmp_path / "a.hfh", 1, age_s=100), write(tmp_path / "b.hfh", 2)
+    state = State.load(Settings(paths=(tmp_path,)))
+
+    async def check() -> None:
+        asking = asyncio.create_task(state.snapshots.activate(old))
+        await asyncio.sleep(0)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        assert state.catalog["users"].version == new
+        await state.snapshots.describe()  # waits for its turn
+        assert state.catalog["users"].version == old
+        assert state.snapshots.previous == (new,)
+
+    asyncio.run(check())
 
 
 def test_unknown_versions_and_a_rollback_without_a_before_are_told(tmp_path) -> None:
