@@ -88,6 +88,10 @@ def _route(
         "schema": {"type": "string", "format": "binary", "description": "arrays as shape, dtype and data"}
     }
     headers = {"X-HFH-Version": {"schema": {"type": "string"}, "description": "the version that answered"}}
+    headers["X-HFH-Overlay"] = {
+        "schema": {"const": "stale"},
+        "description": "while Redis does not answer: fresh rows are those last known",
+    }
     if binary is not None:
         asked[BINARY] = {"schema": {"type": "string", "format": "binary", "description": binary}}
         given[BINARY] = {
