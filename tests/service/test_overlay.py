@@ -1,5 +1,6 @@
 """Writing rows without Redis: every form of a write, what is refused, what is bounded."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -154,3 +155,28 @@ def test_with_several_workers_and_no_redis_writes_are_refused(snapshot_path) -> 
         assert error_of(answer)[:2] == (424, "redis_needed")
         assert "--redis-url" in error_of(answer)[2]
         assert httpx.get(f"{url}/readyz").json()["overlay"]["shared"] is False
+
+
+def test_mutated_bodies_are_refused_or_taken_whole_and_never_break_it(client) -> None:
+    generator = np.random.default_rng(5)
+    rows = np.ones((2, 40), "<f4")
+    document = {"ids": np.array([1, 2], "<i8").tobytes(), "embeddings": rows.tobytes()}
+    whole = {
+        "application/octet-stream": np.array([2, 1, 2], "<i8").tobytes() + rows.tobytes(),
+        "application/msgpack": msgpack.packb(document),
+        "application/json": json.dumps({"ids": [1, 2], "embeddings": rows.tolist()}).encode(),
+    }
+    seen = set()
+    for number in range(240):
+        media = list(whole)[number % 3]
+        body = bytearray(whole[media])
+        for _ in range(generator.integers(1, 4)):
+            body[generator.integers(min(len(body), 60))] = generator.integers(256)
+        cut = len(body) if number % 2 else int(generator.integers(len(body)))
+        answer = client.put(ROWS, content=bytes(body[:cut]), headers={"content-type": media})
+        assert answer.status_code in (200, 400, 413, 422), answer.text
+        seen.add(answer.status_code)
+        count = client.get(ROWS).json()["count"]
+        assert count == (answer.json()["rows"] if answer.status_code == 200 else 0)
+        client.request("DELETE", ROWS, json={"all": True})
+    assert seen >= {200, 400, 422}
