@@ -19,15 +19,11 @@ from typing import Any
 from benchmarks.record import Recorder
 from service.auth import Keyring, new_key
 from service.calls import CALL
-from service.catalog import Catalog
 from service.guard import Guard
-from service.limits import InFlight
-from service.metrics import Metrics
-from service.reconstructor import Reconstructor
-from service.searcher import Searcher
 from service.settings import Settings
 from service.state import State
 
+SNAPSHOT = Path(__file__).parent.parent / "tests" / "golden" / "format1" / "exact.hfh"
 CALLS, REPEATS, KEYS = 20_000, 5, 20
 HEADERS = [
     (b"host", b"localhost"),
@@ -49,16 +45,8 @@ async def answer(scope: Any, receive: Any, send: Any) -> None:
 
 def guarded(keys: Keyring) -> Guard:
     """The guard around it, as the service makes it."""
-    metrics, in_flight = Metrics(), InFlight(1_000_000)
-    state = State(
-        Settings(),
-        Catalog({}),
-        metrics,
-        in_flight,
-        Reconstructor(in_flight, metrics, Settings()),
-        Searcher(1),
-        keys=keys,
-    )
+    state = State.load(Settings(paths=(SNAPSHOT,)))
+    state.keys = keys
     return Guard(answer, state)
 
 

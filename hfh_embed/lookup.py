@@ -16,7 +16,7 @@ from hfh_embed.search import Metric, check, nearest
 from hfh_embed.spec import TableSpec, Unknown
 from hfh_embed.vocabulary import Vocabulary
 
-__all__ = ["Table"]
+__all__ = ["Table", "bag_bounds"]
 
 Mode = Literal["sum", "mean", "max"]
 Rows = npt.NDArray[Any]
@@ -128,7 +128,7 @@ class Table:
             raise InputError(f"mode is {mode!r}; allowed are sum, mean and max")
         wanted = _ids(ids)
         flat = wanted.reshape(-1)
-        bounds = _bounds(wanted, offsets, include_last_offset)
+        bounds = bag_bounds(wanted, offsets, include_last_offset)
         weights = None
         if per_sample_weights is not None:
             if mode != "sum":
@@ -231,8 +231,8 @@ def _output(out: Rows | None, shape: tuple[int, ...], dtype: npt.DTypeLike) -> R
     return out
 
 
-def _bounds(ids: Ids, offsets: npt.ArrayLike | None, include_last_offset: bool) -> Ids:
-    """Where bags begin and end, (bags + 1,) int64."""
+def bag_bounds(ids: Ids, offsets: npt.ArrayLike | None, include_last_offset: bool) -> Ids:
+    """Where bags of ids (L,) or (bags, ids of each) begin and end, (bags + 1,) int64; InputError as :meth:`Table.bag`."""
     if ids.ndim == 2:
         if offsets is not None:
             raise InputError("ids are 2-D, each row a bag; leave offsets out")

@@ -22,7 +22,7 @@ from service.guard import Guard
 from service.openapi import document
 from service.openapi_protocols import describe
 from service.protocols import Protocols
-from service.routes import console, health, row, search, tables
+from service.routes import console, health, overlay, row, search, snapshots, tables
 from service.settings import Settings
 from service.state import State
 
@@ -39,13 +39,16 @@ def create_app(state: State) -> Guard:
         version=hfh_embed.__version__,
         description="Rows of compressed embedding tables.",
         redoc_url=None,
+        lifespan=lambda _: state.running(),
     )
     app.state.hfh = state
     app.include_router(health.router)
     app.include_router(tables.router)
     app.include_router(console.router)
+    app.include_router(overlay.router)
     app.include_router(row.router)
     app.include_router(search.router)
+    app.include_router(snapshots.router)
     app.openapi = partial(document, app, describe)  # type: ignore[method-assign]
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
@@ -59,7 +62,7 @@ def from_environment() -> Guard:
     """The application of a worker process, with the settings that its parent left in the environment."""
     settings = Settings.model_validate_json(os.environ[WORKER_VARIABLE])
     logs.configure(settings.log_level, settings.access_log)
-    return create_app(State.load(settings))
+    return create_app(State.load(settings, first=False))
 
 
 def _answer(request: Request, status: int, type_: str, message: str, headers: dict[str, str] | None = None) -> Response:

@@ -158,7 +158,9 @@ def _serve(settings: Settings) -> None:
     if server is not None:
         server.run(sockets=[listener])
         return
-    os.environ[WORKER_VARIABLE] = settings.model_dump_json()
+    # Workers follow the file that this process chose for the active versions.
+    followed = settings.model_copy(update={"state_file": str(state.snapshots.choice_path or "")})
+    os.environ[WORKER_VARIABLE] = followed.model_dump_json()
     workers = uvicorn.Config("service.app:from_environment", factory=True, workers=settings.workers, **options)
     # The socket itself, not its number: made from a number it would be taken for a local one, and wait 40 ms for each answer.
     Multiprocess(workers, sockets=[listener]).run()

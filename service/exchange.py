@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any
 
 from service.errors import ApiError, bad_request, error_body_for
@@ -13,7 +14,7 @@ Scope = dict[str, Any]
 TOO_LARGE = "body_too_large"
 
 
-def header(scope: Scope, name: bytes) -> bytes:
+def header(scope: Mapping[str, Any], name: bytes) -> bytes:
     """The first header of this lower-case name, empty if there is none."""
     for key, value in scope["headers"]:
         if key == name:

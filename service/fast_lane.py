@@ -23,6 +23,7 @@ from hfh_embed.errors import InputError
 from service import connections, wire
 from service.calls import RequestIds
 from service.errors import ApiError, RefusalError, error_body
+from service.pinning import named
 from service.wire import Output
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ class Lane:
         route, name, media, output, query, _ = plan
         outcome: Rows | Exception | None
         try:
-            asked = self._path.question(self._path.table(name), route, name, media, data[end:], query, output)
+            asked = self._path.question(named(state.catalog, name), route, name, media, data[end:], query, output)
             dtype, reconstructor = wire.DTYPES[output.dtype], state.reconstructor
             if asked.bag is None and reconstructor.batches(asked.served, len(asked.ids)):
                 done = partial(self._finish, route, asked, began, write)
@@ -100,9 +101,9 @@ class Lane:
         return True
 
     def _is_open(self) -> bool:
-        """Whether requests now need nothing that only the long way does: keys, deadlines, logs, traces, goodbyes."""
+        """Whether requests now need nothing that only the long way does: keys, deadlines, logs, traces, goodbyes, marks."""
         state = self._path.state
-        return self._plain and state.ready and not state.keys
+        return self._plain and state.ready and not state.keys and not state.overlay.stale
 
     def flush(self) -> None:
         """Answer what waits for a batch."""
@@ -194,7 +195,7 @@ def _read(head: bytes) -> Plan | None:
     if not (found.fits and keeps and parser.get_method() == b"POST" and PLAIN_PATH.fullmatch(url.path)):
         return None
     route = find_route(url.path.decode())
-    if route is None or route[0] == "tables":
+    if route is None or route[0] == "tables" or b"version" in (url.query or b""):
         return None
     try:
         media = wire.media_type(found.headers.get(b"content-type", b""))

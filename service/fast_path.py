@@ -22,6 +22,7 @@ from service.catalog import Served
 from service.errors import ApiError, bad_request
 from service.exchange import header, read_body, send, send_error
 from service.fast_lane import find_route
+from service.pinning import catalog_of, named, parameters
 from service.state import State
 from service.wire import BINARY, Output
 
@@ -67,7 +68,7 @@ class FastPath:
             media = wire.media_type(header(scope, b"content-type"))
             output = wire.negotiate(header(scope, b"accept"), media)
             if route == "tables":
-                answer, extra = await self._several(media, body, output)
+                answer, extra = await self._several(media, body, scope, output)
             else:
                 answer, extra = await self._one(route, name, media, body, scope, output)
             self.state.metrics.tally.took(route, time.perf_counter() - began)
@@ -89,7 +90,7 @@ class FastPath:
     async def _one(
         self, route: str, name: str, media: str, body: bytes, scope: dict[str, Any], output: Output
     ) -> Answer:
-        served = self.table(name)
+        served = named(await catalog_of(self.state, scope), name)
         asked = self.question(served, route, name, media, body, scope["query_string"], output)
         return self.answer(asked, await self._compute(asked))
 
@@ -121,7 +122,7 @@ class FastPath:
         answer = {"table": asked.name, "version": version, "embeddings": rows}
         return wire.encode_document(asked.output, answer), [(b"x-hfh-version", version.encode())]
 
-    async def _several(self, media: str, body: bytes, output: Output) -> Answer:
+    async def _several(self, media: str, body: bytes, scope: dict[str, Any], output: Output) -> Answer:
         if BINARY in (media, output.media):
             raise ApiError(
                 415, "unsupported_media_type", "several tables need JSON or msgpack, for the question and the answer"
@@ -129,7 +130,8 @@ class FastPath:
         asked = wire.decode(media, body).get("tables")
         if not isinstance(asked, dict) or not asked:
             raise wire.invalid('give {"tables": {name: {"ids": [...]}, ...}} with at least one table')
-        served = {str(name): self.table(str(name)) for name in asked}  # all from one state of the catalog
+        catalog = await catalog_of(self.state, scope)  # once: all rows are from one state of it
+        served = {str(name): named(catalog, str(name)) for name in asked}
         left, answers = self.state.settings.max_ids, {}
         for name, document in asked.items():
             if not isinstance(document, dict):
@@ -139,14 +141,6 @@ class FastPath:
             left -= len(question.ids)
             answers[name] = {"version": served[name].version, "embeddings": await self._compute(question)}
         return wire.encode_document(output, {"tables": answers}), []
-
-    def table(self, name: str) -> Served:
-        """The table that is served under a name; 404 where there is none."""
-        served = self.state.catalog.get(name)
-        if served is None:
-            there = ", ".join(list(self.state.catalog)[:20])
-            raise ApiError(404, "table_not_found", f"no table is named {name[:80]!r}; there are {there}")
-        return served
 
     def _question(
         self, name: str, served: Served, document: dict[str, Any], output: Output, most: int, bag: bool
@@ -212,7 +206,7 @@ def _binary_bag(values: npt.NDArray[np.int64], query: bytes) -> dict[str, Any]:
     if not len(values) or not 0 <= values[0] <= len(values) - 1:
         raise bad_request("a binary bag request is int64: the number of bags, the offset of each, then the ids")
     bags = int(values[0])
-    given = dict(part.partition("=")[::2] for part in query.decode("latin-1").split("&") if part)
-    if unknown := given.keys() - {"mode"}:
-        raise wire.invalid(f"parameter {sorted(unknown)[0][:40]!r} is not known; a binary bag takes mode")
+    given = parameters(query)
+    if unknown := given.keys() - {"mode", "version"}:
+        raise wire.invalid(f"parameter {sorted(unknown)[0][:40]!r} is not known; a binary bag takes mode and version")
     return {"offsets": values[1 : 1 + bags], "ids": values[1 + bags :], "mode": given.get("mode", "mean")}

@@ -23,6 +23,7 @@ Scope = dict[str, Any]
 Application = Callable[..., Awaitable[None]]
 READ_HEADERS = frozenset({b"authorization", b"x-api-key", b"x-request-id", b"x-hfh-timeout-ms"})
 CLOSE = (b"connection", b"close")
+STALE = (b"x-hfh-overlay", b"stale")
 MOST_MS = 3_600_000
 _SANE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,64}")
 access = logging.getLogger("hfh.access")
@@ -61,6 +62,8 @@ class Guard:
                 headers = [*message.get("headers", ()), (b"x-request-id", call.id)]
                 if not self.state.ready:
                     headers.append(CLOSE)
+                if self.state.overlay.stale:
+                    headers.append(STALE)
                 message["headers"] = headers
                 if call.refused is not None:
                     self.state.metrics.rejected.labels(call.refused).inc()

@@ -31,7 +31,6 @@ class Metrics:
 
     def __init__(self) -> None:
         if FOLDER in os.environ:
-            _forget_the_dead(Path(os.environ[FOLDER]))
             _reserve(Path(os.environ[FOLDER]))
         self.registry = CollectorRegistry()
         shared = self.registry
@@ -74,6 +73,13 @@ class Metrics:
             multiprocess_mode="livemax",
             registry=shared,
         )
+        self.overlay_rows = Gauge(
+            "hfh_overlay_rows", "Rows of the overlay", ["table"], multiprocess_mode="livemax", registry=shared
+        )
+        self.overlay_stale = _gauge("hfh_overlay_stale", "1 while Redis does not answer", shared, "max")
+        age = "Since the overlay was last known to be whole"
+        self.overlay_age = _gauge("hfh_overlay_age_seconds", age, shared, "max")
+        self.activations = Counter("hfh_activations_total", "Times that other versions were served", registry=shared)
         self.tally = Tally(self, LATENCY_BUCKETS_S, IDS_BUCKETS)
 
     def measured(self, route: str) -> Measured:
@@ -86,6 +92,7 @@ class Metrics:
         registry = self.registry
         if FOLDER in os.environ:
             registry = CollectorRegistry()
+            _forget_the_dead(Path(os.environ[FOLDER]))
             MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
         return generate_latest(registry)
 

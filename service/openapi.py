@@ -20,15 +20,23 @@ ERRORS = {
     "400": "the body cannot be parsed",
     "401": "an API key is needed, or the given one is not known",
     "403": "the key's scope does not allow this",
-    "404": "no such table",
+    "404": "no such table or version",
     "406": "no acceptable answer type",
     "408": "the body did not arrive in time",
+    "409": "a version that is not loaded, is damaged or would break clients, or nothing to roll back to",
     "413": "too many ids or bytes",
     "415": "content type not supported",
     "422": "a value is not usable",
+    "424": "Redis is needed and gone",
     "429": "over capacity or over the key's rate; see Retry-After",
     "503": "too many connections; see Retry-After",
     "504": "the deadline passed before the answer was ready",
+}
+VERSION = {
+    "name": "X-HFH-Version",
+    "in": "header",
+    "schema": {"type": "string"},
+    "description": "answer from this version, which must be loaded; ?version= does the same",
 }
 TABLE = {"name": "table", "in": "path", "required": True, "schema": {"type": "string"}}
 MODE = {
@@ -47,13 +55,13 @@ def document(app: FastAPI, *more: Callable[[dict[str, Any]], None]) -> dict[str,
         _, definitions = models_json_schema([(model, "validation") for model in models], ref_template=REFERENCE)
         schema["components"]["schemas"] |= definitions["$defs"]
         schema["paths"]["/v1/tables/{table}/lookup"] = _route(
-            "Rows of ids or keys", LookupRequest, Rows, [TABLE], {"ids": [1, 2, 3]}, "little-endian int64 ids"
+            "Rows of ids or keys", LookupRequest, Rows, [TABLE, VERSION], {"ids": [1, 2, 3]}, "little-endian int64 ids"
         )
         schema["paths"]["/v1/tables/{table}/bag"] = _route(
             "One row for each bag of ids",
             BagRequest,
             Rows,
-            [TABLE, MODE],
+            [TABLE, MODE, VERSION],
             {"ids": [1, 2, 3], "offsets": [0, 2], "mode": "sum"},
             "little-endian int64: the number of bags, the offset of each, then the ids",
         )
@@ -61,7 +69,7 @@ def document(app: FastAPI, *more: Callable[[dict[str, Any]], None]) -> dict[str,
             "Rows of several tables at once",
             SeveralRequest,
             SeveralRows,
-            [],
+            [VERSION],
             {"tables": {"users": {"ids": [1, 2]}}},
             None,
         )
@@ -88,6 +96,10 @@ def _route(
         "schema": {"type": "string", "format": "binary", "description": "arrays as shape, dtype and data"}
     }
     headers = {"X-HFH-Version": {"schema": {"type": "string"}, "description": "the version that answered"}}
+    headers["X-HFH-Overlay"] = {
+        "schema": {"const": "stale"},
+        "description": "while Redis does not answer: fresh rows are those last known",
+    }
     if binary is not None:
         asked[BINARY] = {"schema": {"type": "string", "format": "binary", "description": binary}}
         given[BINARY] = {

@@ -15,12 +15,18 @@ __all__ = [
     "Model",
     "Models",
     "OpenAIError",
+    "Ready",
     "Row",
+    "RowIds",
     "Rows",
+    "RowsToDelete",
+    "RowsToPut",
+    "RowsWritten",
     "SearchRequest",
     "SearchRows",
     "SeveralRequest",
     "SeveralRows",
+    "Snapshots",
     "Status",
     "Table",
     "Tables",
@@ -37,6 +43,20 @@ class Status(BaseModel):
     status: Literal["ok"]
 
 
+class Overlay(BaseModel):
+    """Where rows that clients write are kept."""
+
+    store: Literal["process", "redis"] = Field(description="process: gone when it stops")
+    shared: bool = Field(description="whether a write reaches every process; if not, writes are refused")
+    stale: bool = Field(description="Redis does not answer; rows are served as last known, writes are refused")
+
+
+class Ready(Status):
+    """The process wants requests."""
+
+    overlay: Overlay
+
+
 class Table(BaseModel):
     """One served table."""
 
@@ -49,12 +69,14 @@ class Table(BaseModel):
     nbytes: int = Field(description="stored bytes of this table alone")
     snapshot_nbytes: int = Field(description="stored bytes of the snapshot, its pools included")
     snapshot_ratio: float = Field(description="dense bytes / stored bytes of the snapshot")
+    overlay_rows: int = Field(description="ids with a row written since")
 
 
 class Tables(BaseModel):
     """All served tables."""
 
     tables: list[Table]
+    overlay: Overlay
 
 
 class LookupRequest(_Strict):
@@ -196,3 +218,65 @@ class OpenAIError(BaseModel):
     """An error as OpenAI's clients read it."""
 
     error: _OpenAIError
+
+
+class RowsToPut(_Strict):
+    """Rows by id or by string key; give one of the two, and one row for each."""
+
+    ids: list[int] | None = None
+    keys: list[str] | None = None
+    embeddings: list[list[float]]
+
+
+class RowsToDelete(_Strict):
+    """Whose rows to remove; give one of the three."""
+
+    ids: list[int] | None = None
+    keys: list[str] | None = None
+    all: Literal[True] | None = None
+
+
+class RowsWritten(BaseModel):
+    """How many rows were written or removed."""
+
+    table: str
+    rows: int
+    sequence: int | None = Field(description="of the write, ascending; null for a removal")
+
+
+class RowIds(BaseModel):
+    """Ids with a row in the overlay, ascending."""
+
+    table: str
+    count: int = Field(description="of all such ids")
+    ids: list[int]
+    next: int | None = Field(description="ask for those after this one, if there are more")
+    store: Literal["process", "redis"]
+    stale: bool
+
+
+class _SnapshotTable(BaseModel):
+    name: str
+    num_embeddings: int
+    embedding_dim: int
+
+
+class _Snapshot(BaseModel):
+    version: str | None = Field(description="null where the file cannot be read")
+    file: str
+    state: Literal["active", "previous", "inactive", "refused"]
+    reason: str | None = Field(description="why it was refused")
+    modified_s: float = Field(description="seconds since 1970")
+    file_nbytes: int
+    nbytes: int | None = Field(description="stored bytes that the ratio counts")
+    ratio: float | None = Field(description="dense bytes / stored bytes")
+    tables: list[_SnapshotTable]
+
+
+class Snapshots(BaseModel):
+    """All snapshots, given files first, then the newest first."""
+
+    active: list[str]
+    previous: list[str] = Field(description="what a rollback would activate")
+    durable: bool = Field(description="whether the choice outlives a restart")
+    snapshots: list[_Snapshot]

@@ -56,6 +56,15 @@ class Settings(BaseModel):
     rate_limit_url: str | None = Field(
         None, description="where keys' rates are counted: redis://...; none: in each process for itself"
     )
+    watch_s: float = Field(
+        0.0, ge=0, description="seconds between looks for new snapshots in folders; 0: only when told"
+    )
+    state_file: str = Field("", description="file with the active versions; in the first writable folder unless given")
+    redis_url: str = Field("", description="Redis for rows written by clients; without one they stay in the process")
+    redis_prefix: str = Field("hfh", pattern=r"^[A-Za-z0-9_.:-]+$", description="begin of all keys in Redis")
+    redis_timeout_s: float = Field(1.0, gt=0, description="seconds that a command may take in Redis")
+    overlay_max_rows: int = Field(100_000, ge=0, description="rows written by clients, over all tables")
+    overlay_max_bytes: int = Field(268_435_456, ge=0, description="bytes of the rows written by clients")
     log_level: Literal["critical", "error", "warning", "info", "debug"] = Field(
         "warning", description="least level logged"
     )

@@ -19,6 +19,7 @@ from service import tensors, wire
 from service.catalog import Served
 from service.errors import ApiError, bad_request
 from service.exchange import header, read_body, send_error
+from service.pinning import catalog_of
 from service.repository import Repository
 from service.state import State
 
@@ -83,13 +84,12 @@ class Inference:
             raise ApiError(404, "not_found", f"nothing is at {path[:200]}; see /docs")
         return *found, names
 
-    def _served(self, name: str, version: str | None) -> Served:
-        served = self._state.catalog.get(name)
+    async def _served(self, name: str, version: str | None, scope: Scope) -> Served:
+        """The model, of the version in the path, or as any other request may pin one."""
+        state = self._state
+        served = (await catalog_of(state, scope) if version is None else await state.pinned(version)).get(name)
         if served is None:
             raise ApiError(404, "table_not_found", f"no model is named {name[:80]!r}; see /v1/tables")
-        if version is not None and version != served.version:
-            message = f"model {name!r} has version {served.version}, not {version[:80]!r}"
-            raise ApiError(404, "version_not_found", message)
         return served
 
     async def _server(self, scope: Scope, receive: Any) -> Answer:
@@ -104,7 +104,7 @@ class Inference:
         return _json({"ready": True})
 
     async def _model(self, name: str, version: str | None, scope: Scope, receive: Any) -> Answer:
-        served = self._served(name, version)
+        served = await self._served(name, version, scope)
         dim = served.table.embedding_dim
         return _json(
             {
@@ -122,13 +122,13 @@ class Inference:
         )
 
     async def _model_ready(self, name: str, version: str | None, scope: Scope, receive: Any) -> Answer:
-        self._served(name, version)
+        await self._served(name, version, scope)
         return _json({"name": name, "ready": True})
 
     async def _infer(self, name: str, version: str | None, scope: Scope, receive: Any) -> Answer:
         settings = self._state.settings
         with self._state.metrics.measured("infer") as clock:
-            served = self._served(name, version)
+            served = await self._served(name, version, scope)
             if header(scope, b"content-encoding") not in (b"", b"identity"):
                 message = "compressed bodies are not supported; send them plain"
                 raise ApiError(415, "unsupported_media_type", message, {"connection": "close"})

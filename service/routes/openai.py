@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import itertools
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from service import wire
 from service.catalog import Served
 from service.errors import ApiError
 from service.exchange import read_body, send, send_error
+from service.pinning import catalog_of
 from service.state import State
 
 __all__ = ["OpenAI"]
@@ -59,16 +61,9 @@ class OpenAI:
         return {"object": "list", "data": [self._model(name) for name in self._state.catalog]}
 
     def _model(self, name: str) -> dict[str, Any]:
-        path = self._served(name).snapshot.path
+        path = _served(self._state.catalog, name).snapshot.path
         created = int(path.stat().st_mtime) if path is not None and path.exists() else 0
         return {"id": name, "object": "model", "created": created, "owned_by": "hfh"}
-
-    def _served(self, name: str) -> Served:
-        served = self._state.catalog.get(name)
-        if served is None:
-            there = ", ".join(list(self._state.catalog)[:20])
-            raise ApiError(404, "model_not_found", f"no model is named {name[:80]!r}; there are {there}")
-        return served
 
     async def _embeddings(self, scope: Scope, receive: Any) -> tuple[bytes, str]:
         settings = self._state.settings
@@ -81,7 +76,7 @@ class OpenAI:
                 raise wire.invalid(f"field {sorted(unknown)[0][:40]!r} is not supported; known are {', '.join(FIELDS)}")
             if not isinstance(model := request.get("model"), str):
                 raise wire.invalid("model must be the name of a table")
-            served = self._served(model)
+            served = _served(await catalog_of(self._state, scope), model)
             encoding = _options(request, served)
             rows, used = await self._rows(served, request.get("input"))
             return _answer(model, rows, used, encoding), served.version
@@ -109,6 +104,15 @@ class OpenAI:
             return await reconstructor.lookup(served, ids, np.float32), len(ids)
         except InputError as error:
             raise wire.invalid(str(error)) from None
+
+
+def _served(catalog: Mapping[str, Served], name: str) -> Served:
+    served = catalog.get(name)
+    if served is None:
+        raise ApiError(
+            404, "model_not_found", f"no model is named {name[:80]!r}; there are {', '.join([*catalog][:20])}"
+        )
+    return served
 
 
 def _options(request: dict[str, Any], served: Served) -> str:

@@ -12,6 +12,7 @@ from hfh_embed.errors import UnknownIdError
 from service import wire
 from service.documents import answers, binary, headers, reference
 from service.errors import ApiError
+from service.pinning import catalog_of, named
 from service.schemas import Row
 from service.state import State
 
@@ -39,9 +40,7 @@ async def row(request: Request, table: str, id: Annotated[int, Path(ge=0, lt=2**
     """The row of one id. Its ETag changes with the version, with the row and with the media type; caches must revalidate."""
     state: State = request.app.state.hfh
     with state.metrics.measured("row"):
-        served = state.catalog.get(table)
-        if served is None:
-            raise ApiError(404, "table_not_found", f"no table is named {table[:80]!r}; see /v1/tables")
+        served = named(await catalog_of(state, request.scope), table)
         output = wire.negotiate(request.headers.get("accept", "").encode("latin-1"), wire.JSON)
         try:
             rows = await state.reconstructor.lookup(served, np.array([id], dtype=np.int64), wire.DTYPES[output.dtype])

@@ -16,6 +16,7 @@ from service.catalog import Served
 from service.documents import answers, binary, headers, reference
 from service.errors import ApiError
 from service.exchange import read_body
+from service.pinning import catalog_of, named
 from service.schemas import SearchRequest, SearchRows
 from service.state import State
 
@@ -47,9 +48,7 @@ async def nearest(request: Request, table: str) -> Response:
     with state.metrics.measured("search") as clock:
         body = await read_body(dict(request.scope), request.receive, settings.max_body_bytes, settings.body_timeout_s)
         clock.restart()
-        served = state.catalog.get(table)
-        if served is None:
-            raise ApiError(404, "table_not_found", f"no table is named {table[:80]!r}; see /v1/tables")
+        served = named(await catalog_of(state, request.scope), table)
         media = wire.media_type(request.headers.get("content-type", "").encode("latin-1"))
         output = wire.negotiate(request.headers.get("accept", "").encode("latin-1"), media)
         if wire.BINARY in (media, output.media):

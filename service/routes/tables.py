@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request
 
 from service.documents import answers
 from service.errors import ApiError
-from service.schemas import Table, Tables
+from service.schemas import Overlay, Table, Tables
 from service.state import State
 
 __all__ = ["router"]
@@ -18,7 +18,10 @@ router = APIRouter(prefix="/v1/tables", tags=["tables"])
 async def tables(request: Request) -> Tables:
     """Every served table with its sizes, its policy for unknown ids and its version."""
     state: State = request.app.state.hfh
-    return Tables(tables=[Table.model_validate(served.describe()) for served in state.catalog.values()])
+    return Tables(
+        tables=[Table.model_validate(served.describe()) for served in state.catalog.values()],
+        overlay=Overlay.model_validate(state.overlay.describe()),
+    )
 
 
 @router.get("/{table}", summary="One table", responses=answers(404))

@@ -68,6 +68,9 @@ def test_the_openapi_document_is_the_committed_one(client) -> None:
         "/v1/lookup",
         "/v1/models",
         "/v1/models/{table}",
+        "/v1/snapshots",
+        "/v1/snapshots/rollback",
+        "/v1/snapshots/{version}/activate",
         "/v1/tables",
         "/v1/tables/{table}",
         "/v1/tables/{table}/bag",
@@ -80,6 +83,7 @@ def test_the_openapi_document_is_the_committed_one(client) -> None:
         "/v2/repository/index",
         "/v2/repository/models/{table}/load",
         "/v2/repository/models/{table}/unload",
+        "/v1/tables/{table}/rows",
     }
 
 

@@ -135,8 +135,9 @@ def test_what_cannot_be_served_is_told(arguments: list[str], message: str, capsy
 def test_an_empty_folder_and_a_clash_of_names_are_told(snapshot_path, tmp_path, capsys) -> None:
     assert main(["serve", str(tmp_path)]) == 2
     assert "holds no snapshot" in capsys.readouterr().err
-    (tmp_path / "copy.hfh").write_bytes(snapshot_path.read_bytes())
-    assert main(["serve", str(tmp_path), str(snapshot_path)]) == 2
+    copy = tmp_path / "copy.hfh"
+    copy.write_bytes(snapshot_path.read_bytes())
+    assert main(["serve", str(copy), str(snapshot_path)]) == 2
     assert "both have a table" in capsys.readouterr().err
 
 
