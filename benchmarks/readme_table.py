@@ -1,20 +1,22 @@
-"""Writes the table of README.md and docs/compress.md from the committed rows: python -m benchmarks.readme_table"""
+"""Writes the tables of README.md and docs from the committed rows: python -m benchmarks.readme_table"""
 
 from __future__ import annotations
 
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 from benchmarks.record import RESULTS
 
 ROOT = Path(__file__).parent.parent
-BEGIN, END = "<!-- codec table -->", "<!-- end -->"
+PAGES = (ROOT / "README.md", ROOT / "docs" / "compress.md", ROOT / "docs" / "service.md")
+END = "<!-- end -->"
 
 
 def table() -> str:
     """The rows of results/codec.jsonl as Markdown."""
-    rows = [json.loads(line) for line in (RESULTS / "codec.jsonl").read_text().splitlines()]
+    rows = _rows("codec")
     methods = list(dict.fromkeys(row["method"] for row in rows))
     lines = [f"| at most | {' | '.join(methods)} |", f"|---|{'---|' * len(methods)}"]
     for ratio in dict.fromkeys(row["ratio"] for row in rows):
@@ -30,7 +32,42 @@ def table() -> str:
     return "\n".join(lines) + "\n\nRelative error / recall@10 (real ratio), MiniLM's token table."
 
 
+def service_table() -> str:
+    """The load rows of results/service.jsonl as Markdown."""
+    rows = [row for row in _rows("service") if row["measure"] == "load"]
+    lines = ["| | ids | CPU µs / request | requests/s | rows/s |", "|---|---|---|---|---|"]
+    for row in sorted(rows, key=lambda row: row["ids"]):
+        rate = row["requests_per_s"]
+        lines.append(f"| {row['server']} | {row['ids']:,} | {row['cpu_us']:,.1f} | {rate:,} | {rate * row['ids']:,} |")
+    return "\n".join(lines)
+
+
+def batching_table() -> str:
+    """The rows of results/batching.jsonl as Markdown, CPU µs for a request."""
+    rows = _rows("batching")
+    settings = list(dict.fromkeys(row["setting"] for row in rows))
+    lines = [f"| table | ids | {' | '.join(settings)} |", f"|---|---|{'---|' * len(settings)}"]
+    for table, ids in dict.fromkeys((row["table"], row["ids"]) for row in rows):
+        found = {row["setting"]: f"{row['cpu_us']:.1f}" for row in rows if (row["table"], row["ids"]) == (table, ids)}
+        lines.append(f"| {table} | {ids} | {' | '.join(found.get(setting, '—') for setting in settings)} |")
+    return "\n".join(lines)
+
+
+def _rows(name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (RESULTS / f"{name}.jsonl").read_text().splitlines()]
+
+
+TABLES = {"codec table": table, "service table": service_table, "batching table": batching_table}
+
+
+def written(text: str) -> str:
+    """A page with its tables made anew."""
+    for name, make in TABLES.items():
+        begin = f"<!-- {name} -->"
+        text = re.sub(f"{begin}.*?{END}", lambda _, b=begin, m=make: f"{b}\n{m()}\n{END}", text, flags=re.DOTALL)
+    return text
+
+
 if __name__ == "__main__":
-    for path in (ROOT / "README.md", ROOT / "docs" / "compress.md"):
-        text = path.read_text()
-        path.write_text(re.sub(f"{BEGIN}.*?{END}", lambda _: f"{BEGIN}\n{table()}\n{END}", text, flags=re.DOTALL))
+    for path in PAGES:
+        path.write_text(written(path.read_text()))

@@ -8,7 +8,7 @@ target=${2:?usage: build_image.sh SOURCE TARGET}
 
 python3 -m venv "$target"
 "$target/bin/python" -m pip --disable-pip-version-check install --quiet --no-cache-dir \
-  --constraint "$source_dir/constraints.txt" "$source_dir[serve]"
+  --constraint "$source_dir/constraints.txt" "$source_dir[serve,redis]"
 "$target/bin/python" - <<'PY'
 import importlib.util
 assert importlib.util.find_spec("torch") is None, "torch has no place in the serving image"

@@ -12,10 +12,11 @@ from hfh_embed.errors import InputError, UnknownIdError
 from hfh_embed.hashing import key_ids
 from hfh_embed.kernels import prepare
 from hfh_embed.layout import TableData, table_arrays
+from hfh_embed.search import Metric, check, nearest
 from hfh_embed.spec import TableSpec, Unknown
 from hfh_embed.vocabulary import Vocabulary
 
-__all__ = ["Table"]
+__all__ = ["Table", "bag_bounds"]
 
 Mode = Literal["sum", "mean", "max"]
 Rows = npt.NDArray[Any]
@@ -131,7 +132,7 @@ class Table:
                 return plain
         wanted = _ids(ids)
         flat = wanted.reshape(-1)
-        bounds = _bounds(wanted, offsets, include_last_offset)
+        bounds = bag_bounds(wanted, offsets, include_last_offset)
         weights = None
         if per_sample_weights is not None:
             if mode != "sum":
@@ -147,6 +148,38 @@ class Table:
         if refused >= 0:
             raise self._unknown(int(flat[refused]))
         return rows
+
+    def search(
+        self, vectors: npt.ArrayLike, k: int = 10, *, metric: Metric = "dot", num_threads: int = 1
+    ) -> tuple[Ids, npt.NDArray[np.float32]]:
+        """The rows nearest to each vector, exactly: the whole table is reconstructed, a tile at a time.
+
+        Args:
+            vectors: (D,) or (Q, D), finite. Several at once cost much less than one after the other.
+            k: how many, from 1 to 1,000; fewer are found in a table with fewer rows.
+            metric: "dot" (inner product), "cosine", or "l2" (squared Euclidean distance, smallest first).
+            num_threads: threads over parts of the table. numpy's BLAS may use more of its own; on busy cores these slow a
+                search down by much, so limit them (OPENBLAS_NUM_THREADS=1, or threadpoolctl), as the service does.
+
+        Returns:
+            ids (k,) or (Q, k) int64, nearest first, equals by ascending id, and their scores, float32. The padding id is
+            never found; a row of zeros has cosine 0.
+
+        Raises:
+            InputError: vectors, k or metric are not as above.
+        """
+        queries = np.asarray(vectors)
+        check(queries, self.embedding_dim, k, metric)
+        ids, scores = nearest(
+            self._kernel.rows,
+            self.num_embeddings,
+            np.atleast_2d(queries),
+            int(k),
+            metric,
+            without=self.spec.padding_id,
+            num_threads=num_threads,
+        )
+        return (ids[0], scores[0]) if queries.ndim == 1 else (ids, scores)
 
     def ids_of(self, keys: Sequence[str]) -> Ids:
         """String keys as ids, (len(keys),) int64: by the table's vocabulary, else by :func:`hfh_embed.key_ids`.
@@ -202,8 +235,8 @@ def _output(out: Rows | None, shape: tuple[int, ...], dtype: npt.DTypeLike) -> R
     return out
 
 
-def _bounds(ids: Ids, offsets: npt.ArrayLike | None, include_last_offset: bool) -> Ids:
-    """Where bags begin and end, (bags + 1,) int64."""
+def bag_bounds(ids: Ids, offsets: npt.ArrayLike | None, include_last_offset: bool) -> Ids:
+    """Where bags of ids (L,) or (bags, ids of each) begin and end, (bags + 1,) int64; InputError as :meth:`Table.bag`."""
     if ids.ndim == 2:
         if offsets is not None:
             raise InputError("ids are 2-D, each row a bag; leave offsets out")

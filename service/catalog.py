@@ -1,40 +1,55 @@
-"""Which tables are served: those of one or more snapshots, by name."""
+"""Which tables are served, by name: those of the active snapshots, with rows fresher than them laid over."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+import copy
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 import hfh_embed
-from hfh_embed.errors import InputError
+from service.cache import RowCache
+from service.fresh_rows import FreshRows
 
 __all__ = ["Catalog", "Served"]
 
 
 @dataclass(frozen=True)
 class Served:
-    """One served table with the snapshot it belongs to."""
+    """One served table with the snapshot it belongs to and the rows written since."""
 
     table: hfh_embed.Table
     snapshot: hfh_embed.Snapshot
+    fresh: FreshRows = field(default_factory=FreshRows)
 
     @property
     def version(self) -> str:
         """The snapshot's version."""
         return self.snapshot.version
 
-    def lookup(self, ids: npt.NDArray[np.int64], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-        """The served rows of ids (n,), (n, D); raises as :meth:`hfh_embed.Table.lookup`."""
-        return self.table.lookup(ids, dtype=dtype)
+    def lookup(
+        self, ids: npt.NDArray[np.int64], dtype: npt.DTypeLike, cache: RowCache | None = None
+    ) -> npt.NDArray[Any]:
+        """The served rows of ids (n,), (n, D), the table's own from its ``cache``; raises as :meth:`hfh_embed.Table.lookup`."""
+        if self.fresh.count:
+            return self.fresh.lookup(self.table, ids, dtype, cache)
+        return (self.table if cache is None else cache).lookup(ids, dtype=dtype)
 
     def bag(self, ids: npt.NDArray[np.int64], dtype: npt.DTypeLike, **arguments: Any) -> npt.NDArray[Any]:
         """The served bags of ids; arguments and errors of :meth:`hfh_embed.Table.bag`."""
+        if self.fresh.count:
+            return self.fresh.bag(self.table, ids, dtype, **arguments)
         return self.table.bag(ids, dtype=dtype, **arguments)
+
+    def fill(self, ids: npt.NDArray[np.int64], out: npt.NDArray[np.float32]) -> None:
+        """Write the served rows of ids (n,) into out (n, D); raises as :meth:`lookup`."""
+        if self.fresh.count:
+            out[:] = self.fresh.lookup(self.table, ids, out.dtype)
+        else:
+            self.table.lookup(ids, out=out)
 
     def describe(self) -> dict[str, object]:
         """What ``/v1/tables`` says about it."""
@@ -49,14 +64,21 @@ class Served:
             "nbytes": self.table.nbytes,
             "snapshot_nbytes": self.snapshot.nbytes,
             "snapshot_ratio": round(self.snapshot.ratio, 4),
+            "overlay_rows": self.fresh.count,
         }
 
 
 class Catalog(Mapping[str, Served]):
-    """The served tables. Immutable: a request that takes the catalog once never mixes two states."""
+    """The served tables. Immutable: a request that takes the catalog once never mixes two states.
 
-    def __init__(self, tables: Mapping[str, Served]) -> None:
+    ``versions`` has the tables of every loaded snapshot, so that a request may pin one.
+    """
+
+    def __init__(
+        self, tables: Mapping[str, Served], versions: Mapping[str, Mapping[str, Served]] | None = None
+    ) -> None:
         self._tables = dict(tables)
+        self.versions = dict(versions or {})
 
     def __getitem__(self, name: str) -> Served:
         return self._tables[name]
@@ -67,31 +89,10 @@ class Catalog(Mapping[str, Served]):
     def __len__(self) -> int:
         return len(self._tables)
 
-    @classmethod
-    def load(cls, paths: Iterable[Path]) -> Catalog:
-        """Open snapshots and folders of ``*.hfh``; one row of each table is looked up, so that the first request is not slow.
-
-        Raises:
-            InputError: nothing to serve, or two snapshots have a table of one name.
-            SnapshotError, OSError: a file cannot be opened.
-        """
-        files: list[Path] = []
-        for path in paths:
-            found = sorted(path.glob("*.hfh")) if path.is_dir() else [path]
-            if not found:
-                raise InputError(f"folder {path} holds no snapshot (*.hfh); make one with `hfh compress`")
-            files += found
-        if not files:
-            raise InputError("no snapshot to serve; give a file or a folder")
-        tables: dict[str, Served] = {}
-        for file in files:
-            snapshot = hfh_embed.open(file)
-            for name, table in snapshot.items():
-                if name in tables:
-                    other = tables[name].snapshot.path
-                    raise InputError(
-                        f"{file} and {other} both have a table {name!r}; serve one of them, or rename a table"
-                    )
-                table.lookup(np.zeros(1, dtype=np.int64))
-                tables[name] = Served(table, snapshot)
-        return cls(tables)
+    def replacing(self, name: str, served: Served | None) -> Catalog:
+        """A catalog where ``name`` is served by another, or by none."""
+        other = copy.copy(self)
+        other._tables = {key: value for key, value in self._tables.items() if key != name}
+        if served is not None:
+            other._tables[name] = served
+        return other

@@ -12,12 +12,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote
 
 import numpy as np
 import numpy.typing as npt
+
+from service.channel import Channels
 
 if TYPE_CHECKING:
     import aiohttp
@@ -29,6 +32,7 @@ Mode = Literal["sum", "mean", "max"]
 Headers = Mapping[str, str]
 BINARY, JSON = "application/octet-stream", "application/json"
 DTYPES: dict[str, Any] = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2")}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 class ServiceError(Exception):
@@ -42,27 +46,39 @@ class ServiceError(Exception):
 class _Call:
     """One request and how its answer is read; the same for both clients."""
 
+    __slots__ = ("body", "dtype", "headers", "method", "path")
+
     def __init__(self, path: str, body: bytes, media: str, dtype: str | None, method: str = "POST") -> None:
         self.method, self.path, self.body = method, path, body
-        self.headers = {"content-type": media, "accept": f"{BINARY};dtype={dtype}" if dtype else JSON}
+        self.headers = _headers(media, dtype)
         self.dtype = dtype
 
-    def read(self, status: int, headers: Headers, body: bytes) -> Any:
+    def read(self, status: int, headers: Headers, body: bytes | bytearray) -> Any:
         if status != 200:
             raise _error(status, body)
         if self.dtype is None:
             return json.loads(body)
-        shape = tuple(int(size) for size in headers["x-hfh-shape"].split(","))
-        rows = np.frombuffer(body, dtype=DTYPES[headers["x-hfh-dtype"]])
-        return rows.reshape(shape).copy()  # the caller may write into it
+        first, _, last = headers["x-hfh-shape"].partition(",")
+        rows = np.frombuffer(bytearray(body) if isinstance(body, bytes) else body, dtype=DTYPES[headers["x-hfh-dtype"]])
+        return rows.reshape(int(first), int(last))  # the caller may write into it
 
 
-def _error(status: int, body: bytes) -> ServiceError:
+def _error(status: int, body: bytes | bytearray) -> ServiceError:
     try:
         error = json.loads(body)["error"]
         return ServiceError(status, str(error["type"]), str(error["message"]))
     except (ValueError, KeyError, TypeError):
         return ServiceError(status, "http_error", f"status {status} without an explanation; is this an HFH service?")
+
+
+@lru_cache
+def _headers(media: str, dtype: str | None) -> tuple[tuple[str, str], ...]:
+    return ("content-type", media), ("accept", f"{BINARY};dtype={dtype}" if dtype else JSON)
+
+
+@lru_cache(maxsize=1024)
+def _path(table: str, route: str) -> str:
+    return f"/v1/tables/{quote(table, safe='')}/{route}"
 
 
 def _ids(ids: npt.ArrayLike) -> npt.NDArray[np.int64]:
@@ -75,14 +91,14 @@ def _ids(ids: npt.ArrayLike) -> npt.NDArray[np.int64]:
 
 
 def _dtype(dtype: npt.DTypeLike) -> str:
-    name = np.dtype(dtype).name
-    if name not in DTYPES:
-        raise ValueError(f"dtype is {name}; rows come as float32 or float16")
+    name = NAMES.get(np.dtype(dtype))
+    if name is None:
+        raise ValueError(f"dtype is {np.dtype(dtype)}; rows come as float32 or float16")
     return name
 
 
 def _lookup(table: str, ids: npt.ArrayLike | None, keys: Sequence[str] | None, dtype: npt.DTypeLike) -> _Call:
-    path = f"/v1/tables/{quote(table, safe='')}/lookup"
+    path = _path(table, "lookup")
     if (ids is None) == (keys is None):
         raise ValueError("give either ids or keys")
     if keys is not None:
@@ -99,7 +115,7 @@ def _bag(
     weights: npt.ArrayLike | None,
     dtype: npt.DTypeLike,
 ) -> _Call:
-    path = f"/v1/tables/{quote(table, safe='')}/bag"
+    path = _path(table, "bag")
     own, first = _ids(ids), _ids(offsets)
     if weights is None:
         body = np.concatenate(([len(first)], first, own)).astype("<i8").tobytes()
@@ -123,6 +139,10 @@ def _several_rows(answer: Any) -> dict[str, Rows]:
     return {table: np.array(found["embeddings"], dtype=np.float32) for table, found in answer["tables"].items()}
 
 
+def _identity(api_key: str | None) -> tuple[tuple[str, str], ...]:
+    return () if api_key is None else (("authorization", f"Bearer {api_key}"),)
+
+
 def _get(path: str) -> _Call:
     return _Call(path, b"", JSON, None, "GET")
 
@@ -130,12 +150,17 @@ def _get(path: str) -> _Call:
 class Client:
     """A synchronous client, safe to share between threads."""
 
-    def __init__(self, url: str, *, timeout_s: float = 10.0, retries: int = 2, connections: int = 8) -> None:
-        import urllib3
-
-        self._url = url.rstrip("/")
-        retry = urllib3.Retry(total=retries, allowed_methods=None, status=0, backoff_factor=0.1)
-        self._pool = urllib3.PoolManager(num_pools=1, maxsize=connections, timeout=timeout_s, retries=retry)
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeout_s: float = 10.0,
+        retries: int = 2,
+        connections: int = 8,
+        api_key: str | None = None,
+    ) -> None:
+        self._url, self._identity = url.rstrip("/"), _identity(api_key)
+        self._channels = Channels(self._url, timeout_s, retries, connections)
 
     def __enter__(self) -> Client:
         return self
@@ -147,7 +172,7 @@ class Client:
 
     def close(self) -> None:
         """Close all connections."""
-        self._pool.clear()
+        self._channels.close()
 
     def lookup(
         self,
@@ -185,22 +210,28 @@ class Client:
         return tables
 
     def _send(self, call: _Call) -> Any:
-        import urllib3
-
         try:
-            answer = self._pool.request(call.method, self._url + call.path, body=call.body, headers=call.headers)
-        except urllib3.exceptions.HTTPError as error:
+            answer = self._channels.ask(call.method, call.path, call.headers + self._identity, call.body)
+        except (OSError, ValueError) as error:
             raise ServiceError(0, "connection", f"{self._url} did not answer ({error})") from error
-        return call.read(answer.status, answer.headers, answer.data)
+        return call.read(*answer)
 
 
 class AsyncClient:
     """The same methods to await, over aiohttp; make it inside a running event loop."""
 
-    def __init__(self, url: str, *, timeout_s: float = 10.0, retries: int = 2, connections: int = 64) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeout_s: float = 10.0,
+        retries: int = 2,
+        connections: int = 64,
+        api_key: str | None = None,
+    ) -> None:
         import aiohttp
 
-        self._url, self._retries = url.rstrip("/"), retries
+        self._url, self._retries, self._identity = url.rstrip("/"), retries, _identity(api_key)
         self._session = aiohttp.ClientSession(
             timeout=aiohttp.ClientTimeout(total=timeout_s), connector=aiohttp.TCPConnector(limit=connections)
         )
@@ -265,4 +296,5 @@ class AsyncClient:
         raise AssertionError
 
     def _request(self, call: _Call) -> aiohttp.client._RequestContextManager:
-        return self._session.request(call.method, self._url + call.path, data=call.body, headers=call.headers)
+        headers = dict(call.headers + self._identity)
+        return self._session.request(call.method, self._url + call.path, data=call.body, headers=headers)

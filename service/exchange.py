@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any
 
-from service.errors import ApiError, bad_request, error_body
+from service.errors import ApiError, bad_request, error_body_for
 
 __all__ = ["header", "read_body", "send", "send_error"]
 
@@ -13,7 +14,7 @@ Scope = dict[str, Any]
 TOO_LARGE = "body_too_large"
 
 
-def header(scope: Scope, name: bytes) -> bytes:
+def header(scope: Mapping[str, Any], name: bytes) -> bytes:
     """The first header of this lower-case name, empty if there is none."""
     for key, value in scope["headers"]:
         if key == name:
@@ -66,10 +67,10 @@ async def send(
     await send_message({"type": "http.response.body", "body": body})
 
 
-async def send_error(send_message: Any, error: ApiError) -> None:
-    """Write an error; a body that was not read ends the connection."""
+async def send_error(send_message: Any, error: ApiError, path: str = "") -> None:
+    """Write an error as clients of this path expect it; a body that was not read ends the connection."""
     extra = [(name.encode(), value.encode()) for name, value in error.headers.items()]
     if error.status in (408, 413):
         extra.append((b"connection", b"close"))
-    body = error_body(error.status, error.type, error.message)
+    body = error_body_for(path, error.status, error.type, error.message)
     await send(send_message, error.status, body, "application/json", *extra)

@@ -7,10 +7,11 @@ Everything else goes on to the application. ``service/openapi.py`` documents the
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,30 +21,37 @@ from service import wire
 from service.catalog import Served
 from service.errors import ApiError, bad_request
 from service.exchange import header, read_body, send, send_error
+from service.fast_lane import find_route
+from service.pinning import catalog_of, named, parameters
 from service.state import State
 from service.wire import BINARY, Output
 
-__all__ = ["FastPath"]
+__all__ = ["FastPath", "Question"]
 
-PREFIX = "/v1/tables/"
-ROUTES = ("lookup", "bag")
 MODES = ("sum", "mean", "max")
 Answer = tuple[bytes | memoryview, list[tuple[bytes, bytes]]]
 Rows = npt.NDArray[Any]
 log = logging.getLogger("hfh.service")
 
 
+class Question(NamedTuple):
+    """What one request asks of one table. ``bag`` has the arguments of a bag, None asks for rows."""
+
+    name: str
+    served: Served
+    ids: npt.NDArray[np.int64]
+    output: Output
+    bag: dict[str, Any] | None
+
+
 class FastPath:
-    """An ASGI application around another one."""
+    """An ASGI application around another one. :class:`~service.fast_lane.Lane` answers simple requests without ASGI."""
 
     def __init__(self, app: Callable[..., Awaitable[None]], state: State) -> None:
-        self._app, self._state = app, state
-        every = (*ROUTES, "tables")
-        self._answered = {route: state.metrics.requests.labels(route, "200") for route in every}
-        self._latency = {route: state.metrics.latency.labels(route) for route in every}
+        self._app, self.state = app, state
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send_message: Any) -> None:
-        found = _route(scope["path"]) if scope["type"] == "http" else None
+        found = find_route(scope["path"]) if scope["type"] == "http" else None
         if found is None:
             return await self._app(scope, receive, send_message)
         if scope["method"] != "POST":
@@ -52,7 +60,7 @@ class FastPath:
         return await self._exchange(*found, scope, receive, send_message)
 
     async def _exchange(self, route: str, name: str, scope: dict[str, Any], receive: Any, send_message: Any) -> None:
-        settings, status = self._state.settings, 200
+        settings, status = self.state.settings, 200
         began = time.perf_counter()
         try:
             body = await read_body(scope, receive, settings.max_body_bytes, settings.body_timeout_s)
@@ -60,49 +68,61 @@ class FastPath:
             media = wire.media_type(header(scope, b"content-type"))
             output = wire.negotiate(header(scope, b"accept"), media)
             if route == "tables":
-                answer, extra = await self._several(media, body, output)
+                answer, extra = await self._several(media, body, scope, output)
             else:
                 answer, extra = await self._one(route, name, media, body, scope, output)
-            self._latency[route].observe(time.perf_counter() - began)
+            self.state.metrics.tally.took(route, time.perf_counter() - began)
             await send(send_message, 200, answer, output.media, *extra)
         except ApiError as error:
             status = error.status
             await send_error(send_message, error)
+        except asyncio.CancelledError:  # its deadline passed, or the process stops without waiting longer
+            status = 504
+            raise
         except Exception:
             status = 500
             log.exception("lookup failed")
             message = "the service failed at this request; its log has the details"
             await send_error(send_message, ApiError(500, "internal", message))
         finally:
-            if status == 200:
-                self._answered[route].inc()
-            else:
-                self._state.metrics.requests.labels(route, str(status)).inc()
+            self.state.metrics.tally.answered(route, status)
 
     async def _one(
         self, route: str, name: str, media: str, body: bytes, scope: dict[str, Any], output: Output
     ) -> Answer:
-        served = self._table(name)
-        most = self._state.settings.max_ids
-        if media == BINARY:
+        served = named(await catalog_of(self.state, scope), name)
+        asked = self.question(served, route, name, media, body, scope["query_string"], output)
+        return self.answer(asked, await self._compute(asked))
+
+    def question(
+        self, served: Served, route: str, name: str, media: str, body: bytes, query: bytes, output: Output
+    ) -> Question:
+        """A request for one table, checked; ApiError where it is not a valid one."""
+        most = self.state.settings.max_ids
+        if media != BINARY:
+            document = wire.decode(media, body)
+        else:
             values = wire.integers(body, "the body", None)
             if route == "lookup":
-                document: dict[str, Any] = {"ids": values}
-            else:
-                document = _binary_bag(values, scope["query_string"])
-        else:
-            document = wire.decode(media, body)
-        rows, _ = await self._rows(served, document, output, most, bag=route == "bag")
-        if output.media == BINARY:
-            return rows.reshape(-1).view(np.uint8).data, [
-                (b"x-hfh-shape", ",".join(map(str, rows.shape)).encode()),
-                (b"x-hfh-dtype", output.dtype.encode()),
-                (b"x-hfh-version", served.version.encode()),
-            ]
-        answer = {"table": name, "version": served.version, "embeddings": rows}
-        return wire.encode_document(output, answer), [(b"x-hfh-version", served.version.encode())]
+                if len(values) > most:
+                    raise wire.too_many(len(values), most)
+                return Question(name, served, values, output, None)
+            document = _binary_bag(values, query)
+        return self._question(name, served, document, output, most, bag=route == "bag")
 
-    async def _several(self, media: str, body: bytes, output: Output) -> Answer:
+    def answer(self, asked: Question, rows: Rows) -> Answer:
+        """The body and the headers that describe it."""
+        version = asked.served.version
+        if asked.output.media == BINARY:
+            return rows.reshape(-1).view(np.uint8).data, [
+                (b"x-hfh-shape", b"%d,%d" % rows.shape),
+                (b"x-hfh-dtype", asked.output.dtype.encode()),
+                (b"x-hfh-version", version.encode()),
+            ]
+        answer = {"table": asked.name, "version": version, "embeddings": rows}
+        return wire.encode_document(asked.output, answer), [(b"x-hfh-version", version.encode())]
+
+    async def _several(self, media: str, body: bytes, scope: dict[str, Any], output: Output) -> Answer:
         if BINARY in (media, output.media):
             raise ApiError(
                 415, "unsupported_media_type", "several tables need JSON or msgpack, for the question and the answer"
@@ -110,66 +130,56 @@ class FastPath:
         asked = wire.decode(media, body).get("tables")
         if not isinstance(asked, dict) or not asked:
             raise wire.invalid('give {"tables": {name: {"ids": [...]}, ...}} with at least one table')
-        served = {str(name): self._table(str(name)) for name in asked}  # all from one state of the catalog
-        left, answers = self._state.settings.max_ids, {}
+        catalog = await catalog_of(self.state, scope)  # once: all rows are from one state of it
+        served = {str(name): named(catalog, str(name)) for name in asked}
+        left, answers = self.state.settings.max_ids, {}
         for name, document in asked.items():
             if not isinstance(document, dict):
                 raise wire.invalid(f"what is asked of table {str(name)[:80]!r} is not an object with ids or keys")
             bag = "offsets" in document
-            rows, count = await self._rows(served[name], document, output, left, bag=bag)
-            left -= count
-            answers[name] = {"version": served[name].version, "embeddings": rows}
+            question = self._question(str(name), served[name], document, output, left, bag=bag)
+            left -= len(question.ids)
+            answers[name] = {"version": served[name].version, "embeddings": await self._compute(question)}
         return wire.encode_document(output, {"tables": answers}), []
 
-    def _table(self, name: str) -> Served:
-        served = self._state.catalog.get(name)
-        if served is None:
-            there = ", ".join(list(self._state.catalog)[:20])
-            raise ApiError(404, "table_not_found", f"no table is named {name[:80]!r}; there are {there}")
-        return served
-
-    async def _rows(
-        self, served: Served, document: dict[str, Any], output: Output, most: int, bag: bool
-    ) -> tuple[Rows, int]:
-        """The rows that one object asks for, and how many ids that took."""
+    def _question(
+        self, name: str, served: Served, document: dict[str, Any], output: Output, most: int, bag: bool
+    ) -> Question:
+        """What one object asks for."""
         known = {"ids", "keys"} | ({"offsets", "mode", "per_sample_weights", "include_last_offset"} if bag else set())
         if unknown := document.keys() - known:
             raise wire.invalid(f"field {sorted(unknown)[0][:40]!r} is not known; known are {', '.join(sorted(known))}")
         if ("ids" in document) == ("keys" in document):
             raise wire.invalid("give either ids or keys")
+        if "keys" in document:
+            ids = self._key_ids(served, document["keys"], most)
+        else:
+            ids = document["ids"]
+            if not isinstance(ids, np.ndarray):
+                ids = wire.integers(ids, "ids", most)
+            elif len(ids) > most:
+                raise wire.too_many(len(ids), most)
+        return Question(name, served, ids, output, _bag_arguments(document) if bag else None)
+
+    async def _compute(self, asked: Question) -> Rows:
+        """The rows that a question asks for."""
+        reconstructor, dtype = self.state.reconstructor, wire.DTYPES[asked.output.dtype]
         try:
-            if "keys" in document:
-                ids = self._key_ids(served, document["keys"], most)
-            else:
-                ids = document["ids"]
-                if not isinstance(ids, np.ndarray):
-                    ids = wire.integers(ids, "ids", most)
-                elif len(ids) > most:
-                    raise wire.too_many(len(ids), most)
-            arguments = _bag_arguments(document) if bag else {}
-            compute = self._state.reconstructor.bag if bag else self._state.reconstructor.lookup
-            rows = await compute(served, ids, wire.DTYPES[output.dtype], **arguments)
+            if asked.bag is None:
+                return await reconstructor.lookup(asked.served, asked.ids, dtype)
+            return await reconstructor.bag(asked.served, asked.ids, dtype, **asked.bag)
         except InputError as error:
             raise wire.invalid(str(error)) from None
-        return rows, len(ids)
 
     def _key_ids(self, served: Served, keys: Any, most: int) -> npt.NDArray[np.int64]:
         if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
             raise wire.invalid("keys must be a list of strings")
         if len(keys) > most:
             raise wire.too_many(len(keys), most)
-        return served.table.ids_of(keys)
-
-
-def _route(path: str) -> tuple[str, str] | None:
-    """The lookup route that a path names, and its table."""
-    if path == "/v1/lookup":
-        return "tables", ""
-    if path.startswith(PREFIX):
-        name, slash, route = path[len(PREFIX) :].rpartition("/")
-        if slash and route in ROUTES:
-            return route, name
-    return None
+        try:
+            return served.table.ids_of(keys)
+        except InputError as error:
+            raise wire.invalid(str(error)) from None
 
 
 def _bag_arguments(document: dict[str, Any]) -> dict[str, Any]:
@@ -196,7 +206,7 @@ def _binary_bag(values: npt.NDArray[np.int64], query: bytes) -> dict[str, Any]:
     if not len(values) or not 0 <= values[0] <= len(values) - 1:
         raise bad_request("a binary bag request is int64: the number of bags, the offset of each, then the ids")
     bags = int(values[0])
-    given = dict(part.partition("=")[::2] for part in query.decode("latin-1").split("&") if part)
-    if unknown := given.keys() - {"mode"}:
-        raise wire.invalid(f"parameter {sorted(unknown)[0][:40]!r} is not known; a binary bag takes mode")
+    given = parameters(query)
+    if unknown := given.keys() - {"mode", "version"}:
+        raise wire.invalid(f"parameter {sorted(unknown)[0][:40]!r} is not known; a binary bag takes mode and version")
     return {"offsets": values[1 : 1 + bags], "ids": values[1 + bags :], "mode": given.get("mode", "mean")}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from service.errors import ApiError
+from service.calls import CALL, refusal
 
 __all__ = ["InFlight"]
 
@@ -15,9 +15,12 @@ class InFlight:
         self.now = 0
 
     def take(self, count: int) -> _Taken:
-        """Reserve room for ``count`` ids until the block ends; 429 when there is none."""
+        """Reserve room for ``count`` ids until the block ends; 429 when there is none, 504 or 499 when it is too late."""
+        call = CALL.get()
+        if call is not None:
+            call.check()
         if self.now and self.now + count > self.most:
-            raise ApiError(
+            raise refusal(
                 429,
                 "over_capacity",
                 f"{self.now:,} ids are being answered and at most {self.most:,} may be; try again",

@@ -50,6 +50,9 @@ def test_the_wheel_has_the_packages_and_nothing_else(tmp_path: Path) -> None:
     assert sources <= files
     assert {"hfh_embed/py.typed", "service/py.typed"} <= files
     others = {name for name in files - sources if not name.endswith((".pyi", "py.typed"))}
+    console = {str(path.relative_to(ROOT)) for path in ROOT.glob("service/console/*")}
+    assert console <= others
+    others -= console
     assert all(name.startswith("hfh_embed/kernels/_native") for name in others), others
     if shutil.which("c++") or shutil.which("g++"):
         assert others, "the compiled kernels are missing"

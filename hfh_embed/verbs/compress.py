@@ -6,12 +6,16 @@ import argparse
 import os
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from hfh_embed.errors import InputError
 from hfh_embed.verbs.base import Progress, Verb, bytes_text, print_json
+
+if TYPE_CHECKING:
+    from hfh_embed.tables import DenseTable
 
 __all__ = ["COMPRESS", "read_frequencies"]
 
@@ -29,13 +33,18 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", help="the table's name in the snapshot (default: the tensor's or the file's)")
     parser.add_argument("--frequencies", metavar="F", type=Path, help=".npy with how often each id is used")
     parser.add_argument("--vocabulary", metavar="F", type=Path, help="text file with the key of each row, one a line")
+    parser.add_argument(
+        "--overlay", metavar="URL", help="Redis whose rows of this table, written by clients of the service, go into it"
+    )
+    parser.add_argument(
+        "--overlay-prefix", default="hfh", help="begin of the keys there, as the service's redis_prefix"
+    )
     parser.add_argument("--unknown", choices=("zero", "error"), default="error", help="ids outside the table get")
     parser.add_argument("--seed", type=int, default=0)
 
 
 def _run(args: argparse.Namespace) -> None:
     from hfh_embed.codec import compress
-    from hfh_embed.tables import read_table
 
     folder = args.output.absolute().parent
     if args.output.exists() and not args.output.is_file():
@@ -46,7 +55,7 @@ def _run(args: argparse.Namespace) -> None:
         raise InputError(f"folder {str(folder)!r} may not be written by this user; choose another")
     began = time.monotonic()
     with Progress() as progress:
-        table = read_table(args.input, args.tensor, vocabulary=args.vocabulary)
+        table, notes = _table(args)
         frequencies = read_frequencies(args.frequencies, len(table.rows)) if args.frequencies else None
         snapshot = compress(
             table.rows,
@@ -58,6 +67,7 @@ def _run(args: argparse.Namespace) -> None:
             seed=args.seed,
             progress=progress,
         )
+        snapshot.metadata.update(notes)
         snapshot.save(args.output)
     spec = snapshot.spec
     seconds = time.monotonic() - began
@@ -80,6 +90,28 @@ def _run(args: argparse.Namespace) -> None:
     print(f"{bytes_text(spec.dense_nbytes)} -> {bytes_text(spec.nbytes)}: ratio {spec.ratio:.2f}, in {seconds:.0f} s")
     for key, value in snapshot.metadata.items():
         print(f"{key}: {value}")
+
+
+def _table(args: argparse.Namespace) -> tuple[DenseTable, dict[str, str]]:
+    """The dense table with the overlay's rows in it, and what to note about them in the snapshot."""
+    from hfh_embed.tables import DenseTable, read_table, read_vocabulary
+
+    if args.overlay is None:
+        return read_table(args.input, args.tensor, vocabulary=args.vocabulary), {}
+    from hfh_embed.folding import fold
+    from hfh_embed.redis_rows import read_fresh
+
+    table = read_table(args.input, args.tensor)
+    fresh = read_fresh(args.overlay, args.name or table.name, args.overlay_prefix)
+    rows = fold(table.rows, fresh.ids, fresh.rows)
+    keys = read_vocabulary(args.vocabulary) if args.vocabulary is not None else table.vocabulary
+    if keys is not None and len(keys) != len(rows):
+        raise InputError(
+            f"the vocabulary has {len(keys):,} keys for {len(rows):,} rows, those of the overlay among them; "
+            "give one key a row with --vocabulary"
+        )
+    notes = {"overlay_rows": str(len(fresh.ids)), "overlay_sequence": str(fresh.sequence)}
+    return DenseTable(table.name, rows, keys), notes
 
 
 def read_frequencies(path: Path, count: int) -> npt.NDArray[np.float64]:

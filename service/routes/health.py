@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from service.errors import ApiError
-from service.schemas import Status
+from service.schemas import Overlay, Ready, Status
 from service.state import State
 
 __all__ = ["router"]
@@ -21,17 +21,18 @@ async def livez() -> Status:
 
 
 @router.get("/readyz", summary="The process wants requests")
-async def readyz(request: Request) -> Status:
+async def readyz(request: Request) -> Ready:
     """Answers 200 when tables are loaded, 503 once the process was asked to stop."""
     state: State = request.app.state.hfh
     if not state.ready:
         raise ApiError(503, "not_ready", "the service is stopping")
-    return Status(status="ok")
+    return Ready(status="ok", overlay=Overlay.model_validate(state.overlay.describe()))
 
 
 @router.get("/metrics", summary="Prometheus metrics", response_class=Response)
 async def metrics(request: Request) -> Response:
     """The text exposition of Prometheus."""
     state: State = request.app.state.hfh
-    state.metrics.in_flight.set(state.in_flight.now)
+    state.measure()
+    state.metrics.measure_memory()
     return Response(state.metrics.render(), media_type=CONTENT_TYPE_LATEST)

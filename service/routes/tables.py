@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request
 
+from service.documents import answers
 from service.errors import ApiError
-from service.schemas import Table, Tables
+from service.schemas import Overlay, Table, Tables
 from service.state import State
 
 __all__ = ["router"]
@@ -17,10 +18,13 @@ router = APIRouter(prefix="/v1/tables", tags=["tables"])
 async def tables(request: Request) -> Tables:
     """Every served table with its sizes, its policy for unknown ids and its version."""
     state: State = request.app.state.hfh
-    return Tables(tables=[Table.model_validate(served.describe()) for served in state.catalog.values()])
+    return Tables(
+        tables=[Table.model_validate(served.describe()) for served in state.catalog.values()],
+        overlay=Overlay.model_validate(state.overlay.describe()),
+    )
 
 
-@router.get("/{table}", summary="One table")
+@router.get("/{table}", summary="One table", responses=answers(404))
 async def table(request: Request, table: str) -> Table:
     """One served table."""
     state: State = request.app.state.hfh

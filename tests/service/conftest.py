@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,27 +45,42 @@ def client(snapshot_path: Path) -> Iterator[TestClient]:
         yield client
 
 
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
 @contextmanager
 def serving(
-    *arguments: str, executable: str = sys.executable, **environment: str
+    *arguments: str, executable: str = sys.executable, stderr: str | None = None, **environment: str
 ) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """`hfh serve` on a free port: its URL and process. It is asked to stop at the end, and must stop with 0."""
+    """`hfh serve` on a free port: its URL and process. It is asked to stop at the end, and must stop with 0.
+
+    Its stderr goes to the file of that name; without one it is shown when something failed.
+    """
     command = [executable, "-m", "hfh_embed.cli", "serve", *arguments, "--port", "0"]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | environment
-    ) as process:
+    with (
+        open(stderr, "r+" if stderr == "/dev/full" else "w+") if stderr else tempfile.TemporaryFile("w+") as log,
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=log, text=True, env=os.environ | environment
+        ) as process,
+    ):
         assert process.stdout is not None
-        assert process.stderr is not None
+
+        def errors() -> str:
+            return Path(f"/proc/self/fd/{log.fileno()}").read_text() if stderr != "/dev/full" else ""
+
         try:
             line = process.stdout.readline()
             if "http://" not in line:
-                raise AssertionError(f"it did not start: {line}{process.stderr.read()}")
+                raise AssertionError(f"it did not start: {line}{errors()}")
             yield line.split()[-1], process
         finally:
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
             code = process.wait(timeout=30)
             process.stdout.close()
-            errors = process.stderr.read()
-            process.stderr.close()
-    assert code == 0, errors
+        assert code == 0, errors()

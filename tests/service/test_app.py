@@ -55,15 +55,35 @@ def test_the_openapi_document_is_the_committed_one(client) -> None:
     served["info"]["version"] = "0"
     committed = json.loads((DOCS / "openapi.json").read_text())
     assert served == committed, "write it anew: python -m tests.service.openapi"
-    assert set(served["paths"]) == {
+    models = {
+        f"/v2/models/{{table}}{version}{verb}"
+        for version in ("", "/versions/{version}")
+        for verb in ("", "/ready", "/infer")
+    }
+    assert set(served["paths"]) == models | {
         "/livez",
         "/metrics",
         "/readyz",
+        "/v1/embeddings",
         "/v1/lookup",
+        "/v1/models",
+        "/v1/models/{table}",
+        "/v1/snapshots",
+        "/v1/snapshots/rollback",
+        "/v1/snapshots/{version}/activate",
         "/v1/tables",
         "/v1/tables/{table}",
         "/v1/tables/{table}/bag",
         "/v1/tables/{table}/lookup",
+        "/v1/tables/{table}/rows/{id}",
+        "/v1/tables/{table}/search",
+        "/v2",
+        "/v2/health/live",
+        "/v2/health/ready",
+        "/v2/repository/index",
+        "/v2/repository/models/{table}/load",
+        "/v2/repository/models/{table}/unload",
+        "/v1/tables/{table}/rows",
     }
 
 
