@@ -11,10 +11,11 @@ import numpy.typing as npt
 from hfh_embed.hashing import addresses
 from hfh_embed.kernels import Mode
 from hfh_embed.layout import Array, TableData
-from hfh_embed.packing import levels_from_codes, unpack
+from hfh_embed.packing import levels_from_codes, packed_bytes, unpack
 from hfh_embed.spec import MapSpec, PrivateRole, Reconstruction, Unknown
+from hfh_embed.windows import Windows, windows_of
 
-__all__ = ["NumpyKernel"]
+__all__ = ["NumpyKernel", "map_of_bands"]
 
 BLOCK_ENTRIES = 2**20
 """Entries of the largest temporary array of a block; some eight bytes each, a few at a time."""
@@ -123,6 +124,8 @@ class NumpyKernel:
             z[:, table.latent_dim - table.shared.dim :] += self._shared(ids, weights)
         if table.coded is not None:
             z += self._coded(stored) * known[:, None]
+        if table.trellis is not None:
+            z[:, : table.trellis.width] += self._trellis(stored) * known[:, None]
         if table.exact is not None:
             places, hit = self._exact(ids)
             values = _values(arrays["exact.values"][places], table.exact.bits, table.latent_dim)
@@ -189,11 +192,28 @@ class NumpyKernel:
             first += chunk.size << chunk.bits
         return books
 
+    def _trellis(self, ids: Ids) -> F32:
+        arrays, trellis = self._data.arrays, self._data.table.trellis
+        assert trellis is not None
+        states = self._windows.states(arrays["trellis.codes"], ids, trellis)
+        z = np.ones((len(ids), trellis.width), dtype=np.float32)
+        z[:, : trellis.entries] = arrays["trellis.values"][self._windows.book, states]
+        if trellis.norm_bits:
+            z *= arrays["trellis.norms"][self._windows.norms(arrays["trellis.codes"], ids, trellis)][:, None]
+        return z
+
+    @functools.cached_property
+    def _windows(self) -> Windows:
+        assert self._data.table.trellis is not None
+        return windows_of(self._data.table.trellis)
+
     @functools.cached_property
     def _map(self) -> F32:
         """The linear map as (R, D) float32, made at the first lookup."""
         table, arrays = self._data.table, self._data.arrays
         assert isinstance(table.map, MapSpec)
+        if table.map.bands:
+            return map_of_bands(arrays["map.values"], table.map, table.embedding_dim) * arrays["map.scale"][:, None]
         values = _values(arrays["map.values"], table.map.bits, table.embedding_dim)
         return values * arrays["map.scale"][:, None] if table.map.bits <= 8 else values
 
@@ -210,6 +230,16 @@ def _values(stored: Array, bits: int, count: int) -> F32:
     if bits >= 16:
         return stored.astype(np.float32)
     return levels_from_codes(unpack(stored, count, bits), bits).astype(np.float32)
+
+
+def map_of_bands(stored: Array, linear: MapSpec, dim: int) -> F32:
+    """The levels of a map whose rows have several numbers of bits, (R, D) float32."""
+    rows, first = [], 0
+    for band in linear.bands:
+        last = first + band.rows * packed_bytes(dim, band.bits)
+        rows.append(_values(stored[first:last].reshape(band.rows, -1), band.bits, dim))
+        first = last
+    return np.concatenate(rows)
 
 
 def _gather(pool: Array, slots: Ids, bits: int) -> npt.NDArray[Any]:
