@@ -28,7 +28,7 @@ DATA = Path(os.environ.get("HFH_DATASETS", ROOT.parent / "shared" / "datasets"))
 KEPT = ROOT / "var" / "tables"
 
 WORDS, WORD_DIM, CONTEXTS, WINDOW = 100_000, 128, 10_000, 4
-ITEM_DIM, EPOCHS, BATCH, TEMPERATURE = 64, 30, 4096, 0.1
+ITEM_DIM, EPOCHS, BATCH = 64, 8, 2048
 TOWER_ROWS = 1_000_000
 
 
@@ -115,7 +115,7 @@ def _factorised(users: Ids, items: Ids) -> F32:
         torch.nn.init.normal_(layer.weight, std=0.1)
     often = torch.from_numpy(np.log(np.bincount(items, minlength=int(items.max()) + 1) + 1.0)).float()
     optimizer = torch.optim.Adam([*user_rows.parameters(), *item_rows.parameters()], lr=0.01)
-    epochs = max(1, min(EPOCHS, 20_000_000 // len(users)))
+    epochs = max(1, min(EPOCHS, 6_000_000 // len(users)))
     for _ in range(epochs):
         for some in torch.randperm(len(users)).split(BATCH):
             user, item = torch.from_numpy(users)[some], torch.from_numpy(items)[some]

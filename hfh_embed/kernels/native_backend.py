@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from hfh_embed.hashing import Addresses
 from hfh_embed.kernels._native import SIMD, SharedPart
+from hfh_embed.kernels.native_coded import CodedRows
 from hfh_embed.kernels.numpy_backend import NumpyKernel
 from hfh_embed.layout import TableData
 from hfh_embed.spec import Locality, PoolSpec, Reconstruction, SharedSpec, Unknown
@@ -59,6 +60,7 @@ class NativeKernel(NumpyKernel):
             self._scale = float(data.arrays["shared.scale"][0])
             others = (table.private, table.coded, table.exact, table.map, table.residual)
             self._alone = all(part is None for part in others) and table.shared.dim == table.latent_dim
+        self._coded_rows = CodedRows.of(data, self) if table.map is not None else None
         padding = -1 if table.padding_id is None else table.padding_id
         self._policy = (
             table.num_embeddings,
@@ -68,6 +70,8 @@ class NativeKernel(NumpyKernel):
         )
 
     def rows(self, ids: Ids, out: npt.NDArray[Any], num_threads: int = 1) -> int:
+        if self._coded_rows is not None:
+            return self._coded_rows.rows(ids, out, num_threads)
         if self._part is None or not self._alone:
             return super().rows(ids, out, num_threads)
         if out.dtype == np.float32:

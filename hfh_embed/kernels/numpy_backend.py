@@ -92,7 +92,7 @@ class NumpyKernel:
         known = ids < table.num_embeddings
         e = self._latent(ids, known)
         if table.map is not None:
-            e = e @ self._map
+            e = e @ self.map
             if table.map.bias:
                 e += data.arrays["map.bias"]
         if table.residual is not None:
@@ -167,7 +167,7 @@ class NumpyKernel:
             (packed, np.zeros((len(ids), 2), dtype=np.uint32)), axis=1
         )  # a code may end in byte + 2
         bit = 0
-        for chunk, codebook in zip(coded.chunks, self._codebooks, strict=True):
+        for chunk, codebook in zip(coded.chunks, self.codebooks, strict=True):
             byte, shift = divmod(bit, 8)
             word = packed[:, byte] | packed[:, byte + 1] << np.uint32(8) | packed[:, byte + 2] << np.uint32(16)
             codes = (word >> np.uint32(shift)) & np.uint32((1 << chunk.bits) - 1)
@@ -178,7 +178,7 @@ class NumpyKernel:
         return z
 
     @functools.cached_property
-    def _codebooks(self) -> list[F32]:
+    def codebooks(self) -> list[F32]:
         """Each codebook as (2**bits, size) float32, made at the first lookup."""
         coded, arrays = self._data.table.coded, self._data.arrays
         assert coded is not None
@@ -208,7 +208,7 @@ class NumpyKernel:
         return windows_of(self._data.table.trellis)
 
     @functools.cached_property
-    def _map(self) -> F32:
+    def map(self) -> F32:
         """The linear map as (R, D) float32, made at the first lookup."""
         table, arrays = self._data.table, self._data.arrays
         assert isinstance(table.map, MapSpec)

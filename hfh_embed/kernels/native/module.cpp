@@ -3,13 +3,12 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 
-#include <cstdlib>
-#include <string>
-
+#include "coded_module.hpp"
 #include "fetch.hpp"
 #include "half.hpp"
 #include "line.hpp"
 #include "parallel.hpp"
+#include "simd.hpp"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -22,19 +21,6 @@ using Bytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::
 using Half = uint16_t;  // a float16, seen as its bits
 template <class T>
 using Places = nb::ndarray<T, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
-
-// The instructions to use: the best there are, or fewer where HFH_SIMD says so.
-hfh::Simd simd() {
-  static const hfh::Simd chosen = [] {
-    const char* wanted = std::getenv("HFH_SIMD");
-    const std::string name = wanted ? wanted : "";
-    const hfh::Simd best = hfh::best_simd();
-    if (name == "portable") return hfh::Simd::kPortable;
-    if (name == "avx2" && best != hfh::Simd::kPortable) return hfh::Simd::kAvx2;
-    return best;
-  }();
-  return chosen;
-}
 
 void require(bool condition, const char* what) {
   if (!condition) throw nb::value_error(what);
@@ -103,7 +89,7 @@ class SharedPart {
         for (int64_t i = begin; i < end; i += block) {
           const int64_t some = std::min(block, end - i);
           sums_of(bytes, scale, first + i, some, wide.data());
-          hfh::to_half(simd(), wide.data(), some * dim, reinterpret_cast<uint16_t*>(to) + i * dim);
+          hfh::to_half(hfh::simd(), wide.data(), some * dim, reinterpret_cast<uint16_t*>(to) + i * dim);
         }
       }
     });
@@ -115,8 +101,8 @@ class SharedPart {
 
   void sums_of(const uint8_t* bytes, float scale, const int64_t* first, int64_t count, float* rows) const {
     if (hfh::is_line_form(shared_, bits_)) {
-      return shared_.num_hashes == 8 ? hfh::line_rows<8>(simd(), bytes, shared_, scale, first, count, rows)
-                                     : hfh::line_rows<4>(simd(), bytes, shared_, scale, first, count, rows);
+      return shared_.num_hashes == 8 ? hfh::line_rows<8>(hfh::simd(), bytes, shared_, scale, first, count, rows)
+                                     : hfh::line_rows<4>(hfh::simd(), bytes, shared_, scale, first, count, rows);
     }
     switch (bits_) {
       case 1: return run(hfh::Codes<1>{bytes}, scale, first, count, rows);
@@ -167,7 +153,7 @@ class SharedPart {
 }  // namespace
 
 NB_MODULE(_native, m) {
-  m.attr("SIMD") = simd() == hfh::Simd::kAvx512 ? "avx512" : simd() == hfh::Simd::kAvx2 ? "avx2" : "portable";
+  m.attr("SIMD") = hfh::simd() == hfh::Simd::kAvx512 ? "avx512" : hfh::simd() == hfh::Simd::kAvx2 ? "avx2" : "portable";
   m.doc() = "Compiled kernels; hfh_embed.kernels.native_backend is their only user.";
   nb::class_<SharedPart>(m, "SharedPart")
       .def(nb::init<uint64_t, int64_t, int, int64_t, int64_t, int64_t, int, int64_t, bool>(), "key"_a, "slots"_a, "bits"_a,
@@ -179,4 +165,5 @@ NB_MODULE(_native, m) {
            "num_embeddings"_a, "refuse_unknown"_a, "zero_unknown"_a, "padding_id"_a, "num_threads"_a)
       .def("addresses", &SharedPart::addresses, "ids"_a.noconvert(), "start"_a.noconvert(), "rotation"_a.noconvert(),
            "negative"_a.noconvert());
+  bind_coded(m);
 }
