@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from hfh_embed.codec.forms import Fit, fit_coded, fit_rows, nbytes, smallest
+from hfh_embed.codec.choice import EXACT_BITS, choose, smallest
+from hfh_embed.codec.coded import Sample
+from hfh_embed.codec.forms import Fit
 from hfh_embed.codec.transform import half_steps
 from hfh_embed.errors import InputError, RatioError
 from hfh_embed.layout import Array, SnapshotSpec
 from hfh_embed.packing import levels_from_codes, pack, round_to_codes
 from hfh_embed.snapshot import Snapshot
-from hfh_embed.spec import ExactSpec, PrivateSpec, TableSpec, Unknown
+from hfh_embed.spec import PrivateSpec, TableSpec, Unknown
 from hfh_embed.vocabulary import Vocabulary
 
 __all__ = ["compress"]
@@ -26,10 +29,6 @@ F64 = npt.NDArray[np.float64]
 
 SAMPLE_ROWS = 65_536
 BLOCK_ROWS = 16_384
-TRIAL_ROWS = 8_192
-EXACT_SHARES = (0.0, 0.25)
-EXACT_BITS = 8
-WIDE_NORMS = 30.0
 
 
 def compress(
@@ -68,7 +67,19 @@ def compress(
     table = _blank(name, rows, padding_id, unknown)
     budget = int(table.dense_nbytes / ratio)
     weights = _weights(frequencies, len(rows))
-    fit = _choose(table, rows, weights, frequencies, budget, ratio, seed, tell)
+    ids, sample = _sampled(rows, weights, seed)
+    ranks = np.empty(0, dtype=np.int64)
+    if frequencies is not None:
+        ranks = np.argsort(np.argsort(-np.asarray(frequencies, dtype=np.float64), kind="stable"))[ids]
+    choice = choose(table, budget, sample, ranks, threads=_cores(), seed=seed, tell=tell)
+    if choice is None:
+        nearest = max(np.floor(table.dense_nbytes / smallest(table, sample, seed) * 1e4) / 1e4, 1.0)
+        raise RatioError(
+            f"ratio {ratio:g} allows {budget:,} bytes for table {name!r}, too few for any form; "
+            f"the nearest ratio that can be met is {nearest:g}",
+            nearest=nearest,
+        )
+    fit = choice.fit
     arrays, error = _encode(fit, rows, weights, frequencies, tell)
     spec = SnapshotSpec((fit.table,))
     return Snapshot(
@@ -122,69 +133,19 @@ def _weights(frequencies: npt.NDArray[np.number] | None, count: int) -> F64:
     return floored / floored.mean()
 
 
-def _choose(
-    table: TableSpec,
-    rows: Rows,
-    weights: F64,
-    frequencies: npt.NDArray[np.number] | None,
-    budget: int,
-    ratio: float,
-    seed: int,
-    tell: Progress,
-) -> Fit:
-    """The form with the least weighted error on a part of the sample."""
+def _sampled(rows: Rows, weights: F64, seed: int) -> tuple[npt.NDArray[np.int64], Sample]:
+    """The ids of a sample in random order, and their rows."""
     generator = np.random.default_rng(seed)
     picked = np.arange(len(rows))
     if len(rows) > SAMPLE_ROWS:
         picked = np.sort(generator.choice(len(rows), SAMPLE_ROWS, replace=False))
     sample, own = _block(rows, picked), weights[picked]
-    norms = np.linalg.norm(sample, axis=1)
-    row_scale = bool(norms.min() == 0 or np.quantile(norms, 0.99) > WIDE_NORMS * np.quantile(norms, 0.01))
-    trial = np.sort(generator.choice(len(sample), min(TRIAL_ROWS, len(sample)), replace=False))
-    candidates: list[tuple[float, Fit]] = []
-    shares = EXACT_SHARES if frequencies is not None else EXACT_SHARES[:1]
-    for share in shares:
-        exact = _exact_spec(table, int(budget * share))
-        coded = None
-        if share == 0 or exact is not None:
-            coded = fit_coded(table, budget, sample, own, row_scale=row_scale, exact=exact, seed=seed, progress=tell)
-        if coded is not None:
-            hot = np.zeros(len(sample), dtype=bool)
-            if exact is not None and frequencies is not None:
-                hot = np.isin(picked, _most_frequent(frequencies, exact.count))
-            candidates.append((_trial_error(coded, sample, own, trial, hot), coded))
-    plain = fit_rows(table, budget, sample)
-    if plain is not None:
-        candidates.append((_trial_error(plain, sample, own, trial, np.zeros(len(sample), dtype=bool)), plain))
-    if not candidates:
-        nearest = np.floor(table.dense_nbytes / smallest(table, sample, own, row_scale) * 1e4) / 1e4
-        raise RatioError(
-            f"ratio {ratio:g} allows {budget:,} bytes for table {table.name!r}, too few for any form; "
-            f"the nearest ratio that can be met is {max(nearest, 1.0):g}",
-            nearest=max(nearest, 1.0),
-        )
-    return min(candidates, key=lambda candidate: candidate[0])[1]
-
-
-def _exact_spec(table: TableSpec, budget: int) -> ExactSpec | None:
-    """As many exact rows as the budget holds."""
-    one = nbytes(table.replace(exact=ExactSpec(1, EXACT_BITS))) - nbytes(table)
-    count = min(budget // one, table.num_embeddings)
-    return ExactSpec(count, EXACT_BITS) if count else None
+    order = generator.permutation(len(picked))
+    return picked[order], Sample(np.ascontiguousarray(sample[order]), own[order])
 
 
 def _most_frequent(frequencies: npt.NDArray[np.number], count: int) -> npt.NDArray[np.int64]:
     return np.sort(np.argsort(-np.asarray(frequencies, dtype=np.float64), kind="stable")[:count]).astype(np.int64)
-
-
-def _trial_error(
-    fit: Fit, sample: F32, weights: F64, trial: npt.NDArray[np.int64], hot: npt.NDArray[np.bool_]
-) -> float:
-    """Weighted relative error on some rows of the sample; hot rows, which would be exact, count as without error."""
-    rows, own = sample[trial], weights[trial]
-    _, decoded = fit.encode(rows)
-    errors = np.where(hot[trial], 0, ((rows - decoded) ** 2).sum(axis=1))
-    return float((own * errors).sum() / max(float((own * (rows**2).sum(axis=1)).sum()), 1e-300))
 
 
 def _encode(
@@ -201,6 +162,8 @@ def _encode(
     for start in range(0, len(rows), BLOCK_ROWS):
         block, own = _block(rows, slice(start, start + BLOCK_ROWS)), weights[start : start + BLOCK_ROWS]
         arrays, decoded = fit.encode(block)
+        if "trellis.codes" in arrays:  # whole bytes, as a block has a multiple of eight rows
+            arrays["trellis.codes"] = np.packbits(arrays["trellis.codes"].reshape(-1), bitorder="little")
         for key, array in arrays.items():
             blocks.setdefault(key, []).append(array)
         hot = exact_ids[(exact_ids >= start) & (exact_ids < start + len(block))] - start
@@ -225,14 +188,18 @@ def _encode(
     return stored, lost / total if total else 0.0
 
 
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _describe(table: TableSpec) -> str:
     """The form in words, for people who inspect the file."""
-    if (coded := table.coded) is not None and table.map is not None:
-        text = (
-            f"{len(coded.chunks)} codes of {coded.code_bits / len(coded.chunks):.1f} bits along {table.latent_dim} principal "
-            f"axes, {coded.codebook_bits}-bit codebooks"
-        )
-        text += ", a scale a row" if coded.row_scale else ""
+    if (trellis := table.trellis) is not None:
+        text = f"{trellis.ring_bits} bits a row along {trellis.entries} principal axes by a trellis of {1 << trellis.state_bits:,} states"
+        if table.coded is not None:
+            text = f"{len(table.coded.chunks)} codes of the whole row, then {text}"
+        if trellis.norm_bits:
+            text += f", {trellis.norm_bits} bits for its length"
     else:
         assert table.private is not None
         text = f"rows of {table.private.bits} bits an entry"
