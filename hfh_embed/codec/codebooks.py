@@ -11,7 +11,6 @@ from types import ModuleType
 import numpy as np
 import numpy.typing as npt
 
-from hfh_embed.codec.transform import half_steps
 from hfh_embed.errors import MissingDependencyError
 from hfh_embed.layout import Array
 from hfh_embed.packing import levels_from_codes, pack, round_to_codes
@@ -77,6 +76,17 @@ def nearest(rows: F32, centroids: F32) -> npt.NDArray[np.uint8]:
     return scores.argmax(axis=1).astype(np.uint8)
 
 
+def _half_step(latent: F64, weight: F64, bits: int) -> F32:
+    """The half step (1,) with the least weighted error: a few far centroids of few rows may be cut off."""
+    largest = max(float(np.abs(latent).max()), 1e-30)
+    tried = largest / (2**bits - 1) * 0.8 ** np.arange(14)
+    errors = [
+        float((weight * (latent - levels_from_codes(round_to_codes(latent, half, bits), bits) * half) ** 2).sum())
+        for half in tried
+    ]
+    return np.array([tried[int(np.argmin(errors))]], dtype=np.float32)
+
+
 @dataclass(frozen=True)
 class Stages:
     """Stored centroids of each stage, as lookups see them: (STAGE_CODES, R) in latent units; ``unit`` (R,) is one of these."""
@@ -86,14 +96,14 @@ class Stages:
     arrays: dict[str, Array]
 
     @staticmethod
-    def store(centroids: list[F32], unit: F64, bits: int) -> Stages:
-        """Round centroids, given in the rows' own unit along the axes, to ``bits`` bits."""
+    def store(centroids: list[F32], members: list[F64], unit: F64, bits: int) -> Stages:
+        """Round centroids, given in the rows' own unit along the axes, to ``bits`` bits; ``members`` are the rows of each."""
         if not centroids:
             return Stages([], unit, {})
         books, packed, scales = [], [], []
-        for book in centroids:
+        for book, own in zip(centroids, members, strict=True):
             latent = book / unit
-            scale = half_steps(latent.reshape(1, -1), bits)
+            scale = _half_step(latent, own[:, None] * unit**2, bits)
             codes = round_to_codes(latent, scale.astype(np.float64), bits)
             books.append(levels_from_codes(codes, bits).astype(np.float32) * scale)
             packed.append(codes.reshape(-1))

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from hfh_embed.codec.allocation import error_bound, left_over, runs_for
 from hfh_embed.codec.codebooks import STAGE_BITS, STAGE_CODES, Stages, kmeans, kmeans_1d, nearest
 from hfh_embed.codec.transform import Axes, QuantisedMap, bands_for, principal_axes, quantise_map
-from hfh_embed.codec.trellis import Books, encode_rings, fit_books, pack_rings
+from hfh_embed.codec.trellis import FARTHEST, LARGEST, Books, encode_rings, fit_books, pack_rings
 from hfh_embed.layout import Array, table_arrays
 from hfh_embed.packing import packed_bytes
 from hfh_embed.spec import CodeChunk, CodedSpec, ExactSpec, MapSpec, TableSpec, TrellisSpec
@@ -35,8 +35,6 @@ BOOK_SHARE = 0.004
 
 MAP_ROWS = 16_384
 CENTRE_SHARE = 0.002
-UNIT = 64.0
-"""Of latent entries that only stages fill: a part of their deviation."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +73,8 @@ class CodedPlan:
     axes: Axes
     centroids: list[F32]
     """Of each stage, in the rows' own space (STAGE_CODES, D)."""
+    members: list[F64]
+    """Of each stage, how many rows of the sample are nearest to each centroid (STAGE_CODES,)."""
 
 
 def nbytes(table: TableSpec) -> int:
@@ -87,10 +87,12 @@ def plan_coded(
 ) -> CodedPlan | None:
     """The most bits a row that ``budget`` bytes allow for this form; None when they do not suffice."""
     rows = _unit(sample.rows) if form.norms else sample.rows
-    centroids = []
+    centroids, members = [], []
     for stage in range(form.stages):
         centroids.append(kmeans(rows, sample.weights, seed + stage))
-        rows = rows - centroids[-1][nearest(rows, centroids[-1])]
+        codes = nearest(rows, centroids[-1])
+        members.append(np.bincount(codes, sample.weights, STAGE_CODES))
+        rows = rows - centroids[-1][codes]
     axes = principal_axes(rows, sample.weights, centred=form.stages == 0)
     if not axes.variance.max() > 0:
         return None
@@ -103,7 +105,7 @@ def plan_coded(
             best, low = spec, bits + 1
         else:
             high = bits - 1
-    return None if best is None else CodedPlan(best, form, axes, centroids)
+    return None if best is None else CodedPlan(best, form, axes, centroids, members)
 
 
 def _spec(
@@ -185,7 +187,7 @@ class CodedFit:
         states = encode_rings(
             (rest[:, :entries] / self.deviation).astype(np.float32),
             self.trellis,
-            self.books.values * self.books.unit[:, None],
+            self.books.values * self.books.unit,
             self.deviation**2 / max(float((self.deviation**2).mean()), 1e-300),
             self.threads,
         )
@@ -251,10 +253,11 @@ def fit_coded(plan: CodedPlan, sample: Sample, effort: Effort, seed: int, tell: 
     rows = sample.rows[: max(effort.rows, MAP_ROWS)]
     weights = sample.weights[: len(rows)]
     along = ((_unit(rows) if form.norms else rows) - centre) @ project
-    first_unit = np.sqrt(np.maximum(axes.variance[:width], 1e-30)) / UNIT
+    unit = np.sqrt(np.maximum(axes.variance[:width], 1e-30)) * (FARTHEST / LARGEST[trellis.value_bits])
     books = [(book @ project).astype(np.float32) for book in plan.centroids]
     bits = table.coded.codebook_bits if table.coded is not None else 8
-    _, rest, _ = Stages.store(books, first_unit, bits).encode(along)
+    stages = Stages.store(books, plan.members, unit, bits)
+    _, rest, _ = stages.encode(along)
     few = slice(0, effort.rows)
     fitted = fit_books(
         (rest[few, : trellis.entries] / deviation).astype(np.float32),
@@ -266,9 +269,6 @@ def fit_coded(plan: CodedPlan, sample: Sample, effort: Effort, seed: int, tell: 
         effort.threads,
         tell,
     )
-    unit = first_unit
-    unit[: trellis.entries] = fitted.entry_unit * deviation
-    stages = Stages.store(books, unit, bits)
     matrix = unit[:, None] * axes.axes[:width]
     if trellis.constant:
         matrix = np.concatenate((matrix, axes.centre[None]))

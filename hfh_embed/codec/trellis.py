@@ -20,28 +20,26 @@ from hfh_embed.layout import Array
 from hfh_embed.spec import TrellisSpec
 from hfh_embed.windows import windows_of
 
-__all__ = ["Books", "encode_rings", "fit_books", "pack_rings"]
+__all__ = ["FARTHEST", "LARGEST", "Books", "encode_rings", "fit_books", "pack_rings"]
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 States = npt.NDArray[np.uint16]
 LARGEST = {8: 127, 16: 32767}
+FARTHEST = 6.0
+"""Deviations to the farthest value. All books share the unit that follows, so that stages can be stored in it."""
+
 PRIOR = 1.0
 """Rows' worth of weight that a value's first place keeps."""
 
 
 @dataclass(frozen=True)
 class Books:
-    """Values (books, 2**state_bits) as stored integers, and the unit of each book: entry = unit * integer."""
+    """Values (books, 2**state_bits) as stored integers; an entry of unit variance is ``unit`` times such an integer."""
 
     spec: TrellisSpec
     values: Array
-    unit: F64
-
-    @property
-    def entry_unit(self) -> F64:
-        """The unit of each latent entry (entries,)."""
-        return self.unit[windows_of(self.spec).book]
+    unit: float
 
     def decode(self, states: States) -> F32:
         """Latent entries (n, entries) in their integers, from the states after each step (n, steps)."""
@@ -63,9 +61,9 @@ def fit_books(latent: F32, weights: F64, spec: TrellisSpec, importance: F64, rou
         values = ((moment + PRIOR * values.reshape(-1)) / (mass + PRIOR)).reshape(values.shape)
         tell(turn + 1, rounds, "fit codes")
     largest = LARGEST[spec.value_bits]
-    unit = np.maximum(np.abs(values).max(axis=1), 1e-30) / largest
+    unit = FARTHEST / largest
     dtype = np.int8 if spec.value_bits == 8 else np.int16
-    return Books(spec, np.round(values / unit[:, None]).astype(dtype), unit)
+    return Books(spec, np.round(values / unit).clip(-largest, largest).astype(dtype), unit)
 
 
 def _first_values(spec: TrellisSpec, seed: int) -> F64:
@@ -91,6 +89,12 @@ def encode_rings(latent: F32, spec: TrellisSpec, values: Array, importance: F64,
     return states
 
 
+def seams(spec: TrellisSpec) -> int:
+    """How many states at the seam are tried: more where the ring is too short to forget where it began."""
+    states, turns = 1 << spec.state_bits, spec.ring_bits / spec.state_bits
+    return states if turns <= 1 else min(states, 64 if turns < 2 else 16 if turns < 4 else 1)
+
+
 def _encode_numpy(rows: F32, spec: TrellisSpec, values: F32, weight: F32) -> States:
     """As the compiled search: a pass over the seam, then one that begins and ends in the seam's state."""
     bits = np.repeat([run.bits for run in spec.runs], [run.steps for run in spec.runs])
@@ -113,26 +117,29 @@ def _encode_numpy(rows: F32, spec: TrellisSpec, values: F32, weight: F32) -> Sta
         return (head[every, group].astype(np.int64) << (spec.state_bits - bits[t])) | group
 
     seam = min(int(np.searchsorted(np.cumsum(bits), 3 * spec.state_bits)) + 1, steps)
-    tail = steps - min(int(np.searchsorted(np.cumsum(bits[::-1]), 3 * spec.state_bits)) + 1, steps - seam)
+    tail = steps - min(int(np.searchsorted(np.cumsum(bits[::-1]), 3 * spec.state_bits)) + 1, steps)
     cost, heads = np.zeros((count, size), dtype=np.float32), []
     for t in range(tail, steps):
         cost, _ = step(t, cost)
     for t in range(seam):
         cost, head = step(t, cost)
         heads.append(head)
-    state = cost.argmin(axis=1).astype(np.int64)
-    for t in range(seam - 1, -1, -1):
-        state = previous(t, state, heads[t])
-    cost = np.full((count, size), 1e30, dtype=np.float32)
-    cost[every, state] = 0
-    heads = []
-    for t in range(steps):
-        cost, head = step(t, cost)
-        heads.append(head)
-    path = np.empty((count, steps), dtype=np.uint16)
-    for t in range(steps - 1, -1, -1):
-        path[:, t] = state
-        state = previous(t, state, heads[t])
+    ends = cost.argsort(axis=1, kind="stable")[:, : seams(spec)].astype(np.int64)
+    best = np.full(count, np.inf, dtype=np.float32)
+    path = np.zeros((count, steps), dtype=np.uint16)
+    for state in ends.T:
+        for t in range(seam - 1, -1, -1) if ends.shape[1] < size else ():
+            state = previous(t, state, heads[t])
+        cost, tried = np.full((count, size), 1e30, dtype=np.float32), []
+        cost[every, state] = 0
+        for t in range(steps):
+            cost, head = step(t, cost)
+            tried.append(head)
+        better = cost[every, state] < best
+        best[better] = cost[every, state][better]
+        for t in range(steps - 1, -1, -1):
+            path[better, t] = state[better]
+            state = previous(t, state, tried[t])
     return path
 
 

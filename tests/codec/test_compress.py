@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from hfh_embed import reference
 from hfh_embed.codec import compress
-from hfh_embed.codec.allocation import chunks_for, water_filling
+from hfh_embed.codec.allocation import error_bound, left_over, runs_for, water_filling
 from hfh_embed.errors import InputError, RatioError
 from hfh_embed.fidelity import compare
 
@@ -160,9 +160,21 @@ def test_water_filling_spends_what_it_was_given(variance: list[float], bits: int
     assert (np.diff(given_bits) <= 1e-9).all(), "a smaller variance got more bits"
 
 
-@given(st.integers(1, 80), st.integers(1, 40), st.floats(0.5, 2))
-def test_chunks_cover_a_beginning_and_spend_at_most_the_bits(dim: int, row_bytes: int, power: float) -> None:
-    chunks = chunks_for(1 / np.arange(1, dim + 1), 8 * row_bytes, power)
-    assert [chunk.start for chunk in chunks] == np.cumsum([0, *(chunk.size for chunk in chunks[:-1])]).tolist()
-    assert sum(chunk.bits for chunk in chunks) <= 8 * row_bytes
-    assert sum(chunk.bits for chunk in chunks) == min(8 * row_bytes, 8 * len(chunks)) or len(chunks) == dim
+@given(st.integers(1, 80), st.integers(1, 320), st.floats(0.5, 2))
+def test_runs_spend_the_bits_on_the_first_entries(dim: int, bits: int, power: float) -> None:
+    runs = runs_for(1 / np.arange(1, dim + 1), bits, power)
+    rates = [run.bits / run.entries for run in runs]
+    assert rates == sorted(rates, reverse=True)
+    assert sum(run.steps * run.entries for run in runs) <= dim
+    assert sum(run.steps * run.bits for run in runs) == min(bits, 8 * dim)
+
+
+@pytest.mark.parametrize("power", [1.0, 1.25])
+def test_no_code_is_better_than_the_bound(power: float) -> None:
+    variance = SPECTRUM**2
+    runs = runs_for(variance, 96, power)
+    left = np.ones(len(variance))
+    rates = np.repeat([left_over(run) for run in runs], [run.steps * run.entries for run in runs])
+    left[: len(rates)] = rates
+    bound = error_bound(variance, 96)
+    assert bound < float((left * variance).sum()) < 1.5 * bound

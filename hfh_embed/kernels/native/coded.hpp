@@ -63,7 +63,7 @@ class TrellisEncoder {
     int64_t bits = 0;  // enough of them to forget where the first pass began
     while (seam_ < plan.steps() && bits < 3 * plan.state_bits) bits += plan.bits[seam_++];
     bits = 0;
-    for (tail_ = plan.steps(); tail_ > seam_ && bits < 3 * plan.state_bits;) bits += plan.bits[--tail_];
+    for (tail_ = plan.steps(); tail_ > 0 && bits < 3 * plan.state_bits;) bits += plan.bits[--tail_];
   }
 
   // The state after each step of the best ring for x (entries), of which entry e weighs weight[e].
@@ -72,15 +72,31 @@ class TrellisEncoder {
     std::fill(cost_.begin(), cost_.end(), 0.0f);
     for (int64_t t = tail_; t < steps; ++t) step(t, x, weight);
     for (int64_t t = 0; t < seam_; ++t) step(t, x, weight);
-    int64_t state = std::min_element(cost_.begin(), cost_.begin() + states_) - cost_.begin();
-    for (int64_t t = seam_ - 1; t >= 0; --t) state = previous(t, state);
-    const int64_t seam = state;
-    std::fill(cost_.begin(), cost_.end(), std::numeric_limits<float>::max() / 4);
-    cost_[seam] = 0;
-    for (int64_t t = 0; t < steps; ++t) step(t, x, weight);
-    for (int64_t t = steps - 1; t >= 0; --t) {
-      path_[t] = static_cast<uint32_t>(state);
-      state = previous(t, state);
+    const int64_t bits = plan_.state_bits, ring = plan_.ring_bits;  // a short ring does not forget where it began
+    const int64_t tries = ring <= bits ? states_ : std::min<int64_t>(states_, ring < 2 * bits ? 64 : ring < 4 * bits ? 16 : 1);
+    ends_.assign(1, std::min_element(cost_.begin(), cost_.begin() + states_) - cost_.begin());
+    if (tries > 1) {
+      ends_.resize(states_);
+      for (int64_t s = 0; s < states_; ++s) ends_[s] = s;
+      std::partial_sort(ends_.begin(), ends_.begin() + tries, ends_.end(), [&](int64_t a, int64_t b) { return cost_[a] < cost_[b]; });
+    }
+    ends_.resize(tries);
+    for (int64_t& state : ends_) {
+      if (tries == states_) break;
+      for (int64_t t = seam_ - 1; t >= 0; --t) state = previous(t, state);
+    }
+    float best = std::numeric_limits<float>::infinity();
+    for (const int64_t seam : ends_) {
+      std::fill(cost_.begin(), cost_.end(), std::numeric_limits<float>::max() / 4);
+      cost_[seam] = 0;
+      for (int64_t t = 0; t < steps; ++t) step(t, x, weight);
+      if (!(cost_[seam] < best)) continue;
+      best = cost_[seam];
+      int64_t state = seam;
+      for (int64_t t = steps - 1; t >= 0; --t) {
+        path_[t] = static_cast<uint32_t>(state);
+        state = previous(t, state);
+      }
     }
     return path_;
   }
@@ -103,7 +119,7 @@ class TrellisEncoder {
   std::vector<float> cost_, best_;
   std::vector<uint16_t> from_;
   std::vector<uint32_t> path_;
-  std::vector<int64_t> place_;
+  std::vector<int64_t> place_, ends_;
   int64_t seam_ = 0, tail_ = 0;
 };
 
