@@ -99,9 +99,7 @@ def journey_items() -> F32:
 
     events = pq.read_table(DATA / "completejourney" / "events.parquet", columns=["hh", "prod", "split"])
     kept = events["split"].to_numpy() == 0
-    return _factorised(
-        events["hh"].to_numpy()[kept].astype(np.int64), events["prod"].to_numpy()[kept].astype(np.int64)
-    )
+    return _factorised(events["hh"].to_numpy()[kept].astype(np.int64), events["prod"].to_numpy()[kept].astype(np.int64))
 
 
 def _factorised(users: Ids, items: Ids) -> F32:

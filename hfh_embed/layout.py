@@ -98,7 +98,9 @@ def table_arrays(table: TableSpec) -> dict[str, ArraySpec]:
             arrays["coded.row_scale"] = ArraySpec(F16, (n,))
     if (trellis := table.trellis) is not None:
         arrays["trellis.codes"] = ArraySpec(U8, (packed_bytes(n, trellis.row_bits),))
-        arrays["trellis.values"] = ArraySpec(I8 if trellis.value_bits == 8 else I16, (trellis.books, 1 << trellis.state_bits))
+        arrays["trellis.values"] = ArraySpec(
+            I8 if trellis.value_bits == 8 else I16, (trellis.books, 1 << trellis.state_bits)
+        )
         if trellis.norm_bits:
             arrays["trellis.norms"] = ArraySpec(F32, (1 << trellis.norm_bits,))
     if (exact := table.exact) is not None:
@@ -109,7 +111,9 @@ def table_arrays(table: TableSpec) -> dict[str, ArraySpec]:
     if (linear := table.map) is not None:
         arrays["map.values"] = _values(linear.bits, latent, table.embedding_dim)
         if linear.bands:
-            arrays["map.values"] = ArraySpec(U8, (sum(b.rows * packed_bytes(table.embedding_dim, b.bits) for b in linear.bands),))
+            arrays["map.values"] = ArraySpec(
+                U8, (sum(b.rows * packed_bytes(table.embedding_dim, b.bits) for b in linear.bands),)
+            )
         if linear.bits <= 8:
             arrays["map.scale"] = ArraySpec(F32, (latent,))
         if linear.bias:

@@ -41,7 +41,9 @@ class Windows:
 
 def windows_of(trellis: TrellisSpec) -> Windows:
     """The windows of a trellis' entries, in their order."""
-    step, book, place = [], [], []
+    step: list[int] = []
+    book: list[int] = []
+    place: list[int] = []
     number, first_book, end = 0, 0, trellis.ring_bits
     for run in trellis.runs:
         for _ in range(run.steps):

@@ -108,7 +108,7 @@ class Stages:
             books.append(levels_from_codes(codes, bits).astype(np.float32) * scale)
             packed.append(codes.reshape(-1))
             scales.append(scale)
-        arrays = {
+        arrays: dict[str, Array] = {
             "coded.codebooks": pack(np.concatenate(packed), bits),
             "coded.codebook_scales": np.concatenate(scales),
         }

@@ -12,14 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from hfh_embed.codec.allocation import error_bound, left_over, runs_for
+from hfh_embed.codec.allocation import error_bound, runs_for
 from hfh_embed.codec.codebooks import STAGE_BITS, STAGE_CODES, Stages, kmeans, kmeans_1d, nearest
 from hfh_embed.codec.transform import Axes, QuantisedMap, bands_for, principal_axes, quantise_map
 from hfh_embed.codec.trellis import FARTHEST, LARGEST, Books, encode_rings, fit_books, pack_rings
 from hfh_embed.layout import Array, table_arrays
-from hfh_embed.packing import packed_bytes
 from hfh_embed.spec import CodeChunk, CodedSpec, ExactSpec, MapSpec, TableSpec, TrellisSpec
-from hfh_embed.windows import windows_of
 
 __all__ = ["CodedFit", "CodedPlan", "Effort", "Form", "fit_coded", "nbytes", "plan_coded"]
 
@@ -33,17 +31,20 @@ LEAST_STATE_BITS = 8
 BOOK_SHARE = 0.004
 """A trellis has more states the more rows share its books: these take about this share of the bytes."""
 
-MAP_ROWS = 16_384
+MAP_ROWS_EACH = 16
+"""Rows that the map is fitted to, for each of its own."""
+
 CENTRE_SHARE = 0.002
 
 
 @dataclass(frozen=True)
 class Effort:
-    """How hard to search: states of the trellis (as bits), rounds and rows of fitting its books."""
+    """How hard to search: states of the trellis (as bits), rounds and rows of fitting its books, rows of fitting axes and stages."""
 
     state_bits: int
     rounds: int
     rows: int
+    stage_rows: int
     threads: int
 
 
@@ -86,12 +87,13 @@ def plan_coded(
     table: TableSpec, budget: int, sample: Sample, form: Form, effort: Effort, seed: int
 ) -> CodedPlan | None:
     """The most bits a row that ``budget`` bytes allow for this form; None when they do not suffice."""
+    sample = Sample(sample.rows[: effort.stage_rows], sample.weights[: effort.stage_rows])
     rows = _unit(sample.rows) if form.norms else sample.rows
     centroids, members = [], []
     for stage in range(form.stages):
         centroids.append(kmeans(rows, sample.weights, seed + stage))
         codes = nearest(rows, centroids[-1])
-        members.append(np.bincount(codes, sample.weights, STAGE_CODES))
+        members.append(np.bincount(codes, sample.weights, STAGE_CODES).astype(np.float64))
         rows = rows - centroids[-1][codes]
     axes = principal_axes(rows, sample.weights, centred=form.stages == 0)
     if not axes.variance.max() > 0:
@@ -182,7 +184,7 @@ class CodedFit:
     def shape(self, rows: F32) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint16], F32]:
         """Stage codes, states and latent rows (n, R) of rows (n, D), before their factor."""
         scaled = _unit(rows) if self.norms is not None else rows
-        codes, rest, latent = self.stages.encode((scaled - self.centre) @ self.project)
+        codes, rest, latent = self.stages.encode(((scaled - self.centre) @ self.project).astype(np.float32))
         entries = self.trellis.entries
         states = encode_rings(
             (rest[:, :entries] / self.deviation).astype(np.float32),
@@ -250,9 +252,9 @@ def fit_coded(plan: CodedPlan, sample: Sample, effort: Effort, seed: int, tell: 
     project = axes.axes[:width].T.astype(np.float32)
     deviation = np.sqrt(np.maximum(axes.variance[: trellis.entries], 1e-30))
     centre = axes.centre.astype(np.float32)
-    rows = sample.rows[: max(effort.rows, MAP_ROWS)]
+    rows = sample.rows[: max(effort.rows, MAP_ROWS_EACH * table.latent_dim)]
     weights = sample.weights[: len(rows)]
-    along = ((_unit(rows) if form.norms else rows) - centre) @ project
+    along = (((_unit(rows) if form.norms else rows) - centre) @ project).astype(np.float32)
     unit = np.sqrt(np.maximum(axes.variance[:width], 1e-30)) * (FARTHEST / LARGEST[trellis.value_bits])
     books = [(book @ project).astype(np.float32) for book in plan.centroids]
     bits = table.coded.codebook_bits if table.coded is not None else 8
@@ -277,12 +279,11 @@ def fit_coded(plan: CodedPlan, sample: Sample, effort: Effort, seed: int, tell: 
         table, project, deviation, centre, stages, fitted, quantise_map(matrix, linear.bands), norms, effort.threads
     )
     first = dataclasses.replace(first, map=QuantisedMap({}, matrix.astype(np.float32)))
-    part = slice(0, MAP_ROWS)
-    _, _, latent = first.shape(rows[part])
+    _, _, latent = first.shape(rows)
     if norms is not None:
-        latent = latent * norms[first._norm_codes(rows[part], first.dense(latent))][:, None]
-    target = rows[part] - (centre if linear.bias else np.float32(0))
-    solved = _least_squares(latent, target, weights[part], matrix)
+        latent = latent * norms[first._norm_codes(rows, first.dense(latent))][:, None]
+    target = rows - (centre if linear.bias else np.float32(0))
+    solved = _least_squares(latent, target, weights, matrix)
     return dataclasses.replace(first, map=quantise_map(solved, linear.bands))
 
 
@@ -302,7 +303,7 @@ def _least_squares(latent: F32, rows: F32, weights: F64, near: F64) -> F64:
     scaled = latent / scale
     weighted = scaled * weights[:, None]
     gram = scaled.T @ weighted
-    ridge = 1e-4 * np.trace(gram) / len(gram)
+    ridge = 1e-4 * max(np.trace(gram) / len(gram), 1e-12)
     goal = weighted.T @ rows + ridge * (near * scale[:, None])
     solved: F64 = np.linalg.solve(gram + ridge * np.eye(len(gram)), goal) / scale[:, None]
     return solved

@@ -47,8 +47,16 @@ class Books:
         return self.values[windows.book, states[:, windows.step]].astype(np.float32)
 
 
-def fit_books(latent: F32, weights: F64, spec: TrellisSpec, importance: F64, rounds: int, seed: int, threads: int,
-              tell: Callable[[int, int, str], None]) -> Books:
+def fit_books(
+    latent: F32,
+    weights: F64,
+    spec: TrellisSpec,
+    importance: F64,
+    rounds: int,
+    seed: int,
+    threads: int,
+    tell: Callable[[int, int, str], None],
+) -> Books:
     """Fit books to latent rows (n, entries) of unit variance; errors of entry e weigh ``importance[e]``."""
     windows = windows_of(spec)
     values = _first_values(spec, seed)

@@ -34,9 +34,7 @@ def trellis_of(trellis: TrellisSpec, values: Array, norms: F32 | None) -> Trelli
     """The compiled form of a trellis with values (books, 2**state_bits)."""
     runs = np.array([(run.steps, run.entries, run.bits) for run in trellis.runs], dtype=np.int64)
     factors = np.empty(0, dtype=np.float32) if norms is None else np.ascontiguousarray(norms, dtype=np.float32)
-    return Trellis(
-        runs, trellis.state_bits, np.ascontiguousarray(values, dtype=np.float32), factors, trellis.constant
-    )
+    return Trellis(runs, trellis.state_bits, np.ascontiguousarray(values, dtype=np.float32), factors, trellis.constant)
 
 
 class CodedRows:
@@ -73,7 +71,11 @@ class CodedRows:
         table = data.table
         others = (table.shared, table.private, table.exact, table.residual)
         mapped = table.map is not None and (table.trellis is not None or table.coded is not None)
-        if not mapped or any(part is not None for part in others) or (table.coded is not None and table.coded.row_scale):
+        if (
+            not mapped
+            or any(part is not None for part in others)
+            or (table.coded is not None and table.coded.row_scale)
+        ):
             return None
         zero_unknown = table.unknown is Unknown.ZERO or (table.map is not None and not table.map.bias)
         return CodedRows(data, stored) if zero_unknown or table.unknown is Unknown.ERROR else None

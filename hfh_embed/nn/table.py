@@ -176,9 +176,7 @@ class Rows(nn.Module):
         for part in ("private", "exact", "map"):
             if (facts := getattr(spec, part)) is not None:
                 if part == "map" and facts.bands:
-                    self.map = BandedMap(
-                        facts.bands, spec.embedding_dim, arrays["map.values"], arrays["map.scale"]
-                    )
+                    self.map = BandedMap(facts.bands, spec.embedding_dim, arrays["map.values"], arrays["map.scale"])
                     continue
                 count = {"private": getattr(facts, "dim", 0), "exact": spec.latent_dim, "map": spec.embedding_dim}[part]
                 setattr(self, part, loaded_values(arrays, part, facts.bits, count))

@@ -18,7 +18,9 @@ SPECS = {
 }
 
 
-def _error(rows: np.ndarray, spec: TrellisSpec, values: np.ndarray, states: np.ndarray, weight: np.ndarray) -> np.ndarray:
+def _error(
+    rows: np.ndarray, spec: TrellisSpec, values: np.ndarray, states: np.ndarray, weight: np.ndarray
+) -> np.ndarray:
     windows = windows_of(spec)
     return (weight * (rows - values[windows.book, states[:, windows.step]]) ** 2).sum(axis=1)
 
