@@ -134,7 +134,7 @@ def test_eval(snapshot, dense, tmp_path, capsys) -> None:
     assert plot.exists()
     assert main(arguments) == 0
     text = capsys.readouterr().out
-    for expected in ("mean cosine", "worst cosine", "word", "relative error", "recall@10", "coded.codes"):
+    for expected in ("mean cosine", "worst cosine", "word", "relative error", "recall@10", "trellis.codes"):
         assert expected in text
     assert main([*arguments, "--min-cosine", "0.1"]) == 0
     capsys.readouterr()

@@ -162,7 +162,7 @@ def _measured(fit: Fit, trial: _Trial, metric: Metric) -> Choice:
 
 def _unit(rows: F32) -> F32:
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    unit: F32 = rows / np.where(lengths > 0, lengths, 1)
+    unit: F32 = (rows / np.where(lengths > 0, lengths, 1)).astype(np.float32)
     return unit
 
 

@@ -124,8 +124,8 @@ def _encode_numpy(rows: F32, spec: TrellisSpec, values: F32, weight: F32) -> Sta
         group = state >> bits[t]
         return (head[every, group].astype(np.int64) << (spec.state_bits - bits[t])) | group
 
-    seam = min(int(np.searchsorted(np.cumsum(bits), 3 * spec.state_bits)) + 1, steps)
-    tail = steps - min(int(np.searchsorted(np.cumsum(bits[::-1]), 3 * spec.state_bits)) + 1, steps)
+    seam = min(int(np.searchsorted(np.cumsum(bits), 2 * spec.state_bits)) + 1, steps)
+    tail = steps - min(int(np.searchsorted(np.cumsum(bits[::-1]), 2 * spec.state_bits)) + 1, steps)
     cost, heads = np.zeros((count, size), dtype=np.float32), []
     for t in range(tail, steps):
         cost, _ = step(t, cost)

@@ -103,10 +103,9 @@ class CodedPart:
         out: npt.NDArray[np.float32],
         refuse_unknown: bool,
         padding_id: int,
-        raw: bool,
         num_threads: int,
     ) -> int:
-        """Write whole rows, or with ``raw`` latent ones; -1, or the position of the first refused id."""
+        """Write whole rows; -1, or the position of the first refused id."""
 
     def rows_half(
         self,
@@ -116,7 +115,6 @@ class CodedPart:
         out: npt.NDArray[np.uint16],
         refuse_unknown: bool,
         padding_id: int,
-        raw: bool,
         num_threads: int,
     ) -> int:
         """As rows, in float16, whose bits ``out`` holds."""

@@ -83,6 +83,6 @@ class CodedRows:
     def rows(self, ids: Ids, out: npt.NDArray[Any], num_threads: int) -> int:
         """See :meth:`hfh_embed.kernels.Kernel.rows`."""
         if out.dtype == np.float32:
-            return self._part.rows(self._ring_codes, self._chunk_codes, ids, out, *self._policy, False, num_threads)
+            return self._part.rows(self._ring_codes, self._chunk_codes, ids, out, *self._policy, num_threads)
         half = out.view(np.uint16)
-        return self._part.rows_half(self._ring_codes, self._chunk_codes, ids, half, *self._policy, False, num_threads)
+        return self._part.rows_half(self._ring_codes, self._chunk_codes, ids, half, *self._policy, num_threads)

@@ -23,13 +23,13 @@ def _error(rows: np.ndarray, decoded: np.ndarray) -> float:
 
 
 @given(
-    n=st.integers(1, 700),
+    n=st.integers(1, 400),
     dim=st.integers(1, 40),
     ratio=st.floats(1, 80),
     seed=st.integers(0, 3),
     frequencies=st.booleans(),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_the_ratio_is_met_or_refused_with_the_nearest(
     n: int, dim: int, ratio: float, seed: int, frequencies: bool
 ) -> None:
@@ -48,7 +48,7 @@ def test_the_ratio_is_met_or_refused_with_the_nearest(
     assert np.abs(found - reference.rows(snapshot["table"].data, np.arange(n))).max() < 1e-4
 
 
-@pytest.mark.parametrize("ratio", [1, 2, 4, 6, 8, 12, 16, 24, 32])
+@pytest.mark.parametrize("ratio", [1, 6, 16])
 def test_what_is_stored_grows_with_what_may_be_stored(ratio: float) -> None:
     errors = [_error(ROWS, compress(ROWS, ratio=r)["table"].lookup(np.arange(len(ROWS)))) for r in (ratio, 2 * ratio)]
     assert errors[0] < errors[1] < 1
@@ -131,6 +131,53 @@ def test_degenerate_tables_are_compressed(rows: np.ndarray) -> None:
 def test_what_is_no_table_is_refused(rows, message: str) -> None:
     with pytest.raises(InputError, match=message):
         compress(rows, ratio=4)
+
+
+def test_nan_rows_become_zeros_on_request() -> None:
+    rows = ROWS.copy()
+    rows[[3, 17, 4000]] = np.nan
+    kept = rows.copy()
+    found = compress(rows, ratio=4, nan="zero")["table"].lookup([3, 17, 4000, 5])
+    assert np.array_equal(rows, kept, equal_nan=True), "the caller's rows were changed"
+    assert np.abs(found[:3]).max() < 0.2 * np.abs(found[3]).max()
+
+
+def test_a_floor_is_kept_by_the_whole_table() -> None:
+    rows = ROWS[:1_500]
+    for floor, figure in (({"min_cosine": 0.9}, "mean_cosine"), ({"min_recall": 0.5}, "recall_at_10")):
+        snapshot = compress(rows, **floor)
+        assert getattr(compare(snapshot["table"], rows), figure) >= next(iter(floor.values()))
+        assert snapshot.ratio > 8
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"ratio": 8, "min_cosine": 0.9},
+        {"min_cosine": 1.5},
+        {"min_recall": 0},
+        {"ratio": 8, "metric": "angle"},
+        {"ratio": 8, "nan": "skip"},
+    ],
+)
+def test_options_that_do_not_fit_are_refused(options: dict) -> None:
+    with pytest.raises(InputError):
+        compress(ROWS[:100], **options)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "dot", "l2"])
+def test_every_metric_gives_a_table(metric: str) -> None:
+    assert compress(ROWS[:2_000], ratio=8, metric=metric).ratio >= 8
+
+
+def test_clustered_rows_begin_with_codes_of_the_whole_row() -> None:
+    generator = np.random.default_rng(5)
+    centres = generator.normal(size=(100, 24)) * 3
+    rows = (centres[generator.integers(0, 100, 20_000)] + generator.normal(size=(20_000, 24)) * 0.3).astype(np.float32)
+    snapshot = compress(rows, ratio=32)
+    assert snapshot.spec.tables[0].coded is not None
+    assert _error(rows, snapshot["table"].lookup(np.arange(len(rows)))) < 0.02
 
 
 def test_nan_rows_are_listed() -> None:

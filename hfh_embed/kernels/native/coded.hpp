@@ -28,7 +28,9 @@ constexpr int64_t kSlack = 16;  // bytes that may be read after a row's last
 #pragma GCC target("arch=x86-64-v4")
 namespace coded_avx512 {
 constexpr int kTall = 6, kWide = 4;
+#define HFH_BODY_AVX512
 #include "coded_body.hpp"
+#undef HFH_BODY_AVX512
 }  // namespace coded_avx512
 #pragma GCC pop_options
 #pragma GCC push_options
@@ -61,9 +63,9 @@ class TrellisEncoder {
     for (int64_t t = 0; t < plan.steps(); ++t) place_[t + 1] = place_[t] + std::max<int64_t>(kLanes, states_ >> plan.bits[t]);
     from_.resize(place_.back());
     int64_t bits = 0;  // enough of them to forget where the first pass began
-    while (seam_ < plan.steps() && bits < 3 * plan.state_bits) bits += plan.bits[seam_++];
+    while (seam_ < plan.steps() && bits < 2 * plan.state_bits) bits += plan.bits[seam_++];
     bits = 0;
-    for (tail_ = plan.steps(); tail_ > 0 && bits < 3 * plan.state_bits;) bits += plan.bits[--tail_];
+    for (tail_ = plan.steps(); tail_ > 0 && bits < 2 * plan.state_bits;) bits += plan.bits[--tail_];
   }
 
   // The state after each step of the best ring for x (entries), of which entry e weighs weight[e].

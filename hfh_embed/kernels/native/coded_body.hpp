@@ -107,6 +107,17 @@ inline void cheapest(const float* cost, int state_bits, int bits, float* best, u
     return;
   }
   for (int64_t m = 0; m < groups; m += kLanes) {
+#ifdef HFH_BODY_AVX512
+    __m512 least = _mm512_loadu_ps(cost + m);
+    __m512i head = _mm512_setzero_si512();
+    for (int64_t h = 1; h < heads; ++h) {
+      const __m512 other = _mm512_loadu_ps(cost + h * groups + m);
+      head = _mm512_mask_mov_epi32(head, _mm512_cmp_ps_mask(other, least, _CMP_LT_OQ), _mm512_set1_epi32(static_cast<int>(h)));
+      least = _mm512_min_ps(other, least);
+    }
+    _mm512_storeu_ps(best + m, least);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(from + m), _mm512_cvtepi32_epi16(head));
+#else
     Floats least = *reinterpret_cast<const Floats*>(cost + m);
     Ints head = {};
     for (int64_t h = 1; h < heads; ++h) {
@@ -117,6 +128,7 @@ inline void cheapest(const float* cost, int state_bits, int bits, float* best, u
     }
     *reinterpret_cast<Floats*>(best + m) = least;
     *reinterpret_cast<Shorts*>(from + m) = __builtin_convertvector(head, Shorts);
+#endif
   }
 }
 
@@ -127,13 +139,15 @@ inline void extend(const float* best, int state_bits, int bits, int entries, con
   const int64_t states = int64_t{1} << state_bits;
   const Ints lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
   const Ints spread = lane >> kBits;
-  constexpr int kCopies = kBits < 4 ? 1 << kBits : 16;
+  constexpr int kCopies = kBits < 4 ? 1 << kBits : 1;
   const float *value = values + book[0], *square = squares + book[0];
   const Floats weight0 = Floats{} + weight[0], linear0 = Floats{} - 2 * weight[0] * x[0];
-  for (int64_t s = 0; s < states;) {
-    Floats source;
-    if (kBits < 4) source = *reinterpret_cast<const Floats*>(best + (s >> kBits));
-    for (int copy = 0; copy < kCopies && s < states; ++copy, s += kLanes) {
+  for (int64_t begin = 0; begin < states; begin += kCopies * kLanes) {
+    Floats source = {};
+    if (kBits < 4) source = *reinterpret_cast<const Floats*>(best + (begin >> kBits));
+#pragma GCC unroll 8
+    for (int copy = 0; copy < kCopies; ++copy) {
+      const int64_t s = begin + copy * kLanes;
       Floats total = kBits < 4 ? __builtin_shuffle(source, spread + copy * (kLanes >> kBits)) : Floats{} + best[s >> bits];
       total += weight0 * *reinterpret_cast<const Floats*>(square + s) + linear0 * *reinterpret_cast<const Floats*>(value + s);
       if (!kOne) {
@@ -154,7 +168,7 @@ inline void viterbi_step(const TrellisPlan& plan, int64_t t, const float* x, con
   x += first;
   weight += first;
   cheapest(cost, state_bits, bits, best, from);
-  if (state_bits < 4) {  // fewer states than lanes
+  if (state_bits < 4 || (bits < 4 && state_bits - bits < 4)) {  // fewer groups than lanes
     for (int64_t s = 0; s < (int64_t{1} << state_bits); ++s) {
       cost[s] = best[s >> bits];
       for (int v = 0; v < entries; ++v) cost[s] += weight[v] * squares[book[v] + s] - 2 * weight[v] * x[v] * values[book[v] + s];

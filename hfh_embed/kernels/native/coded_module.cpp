@@ -144,11 +144,11 @@ class CodedPart {
     chunk_bytes_ = (bit + 7) / 8;
   }
 
-  // Rows of ids: -1, or the position of the first id that is refused. `raw` leaves the map and the bias out.
+  // Rows of ids: -1, or the position of the first id that is refused.
   template <class T>
   int64_t rows(Flat<uint8_t> ring_codes, Flat<uint8_t> chunk_codes, Flat<int64_t> ids, Out<T> out, bool refuse_unknown, int64_t padding_id,
-               bool raw, int num_threads) const {
-    const int64_t count = ids.size(), width = raw ? latent_ : dim_;
+               int num_threads) const {
+    const int64_t count = ids.size(), width = dim_;
     require(out.shape(0) == ids.size() && static_cast<int64_t>(out.shape(1)) == width, "out has the wrong shape");
     require(!trellis_ || static_cast<int64_t>(ring_codes.size()) >= trellis_->codes_nbytes(ids_), "there are too few codes");
     require(static_cast<int64_t>(chunk_codes.size()) >= chunk_bytes_ * ids_, "there are too few chunk codes");
@@ -167,11 +167,7 @@ class CodedPart {
         latent(simd, ring_codes, chunk_codes, first + i, some, ring.data(), z.data());
         float* floats;
         if constexpr (sizeof(T) == 4) floats = to + i * width; else floats = wide.data();
-        if (raw) {
-          std::copy(z.begin(), z.begin() + some * latent_, floats);
-        } else {
-          HFH_DISPATCH(simd, product(z.data(), latent_, some, map_.data(), latent_, dim_, bias_.empty() ? nullptr : bias_.data(), floats));
-        }
+        HFH_DISPATCH(simd, product(z.data(), latent_, some, map_.data(), latent_, dim_, bias_.empty() ? nullptr : bias_.data(), floats));
         for (int64_t j = 0; j < some; ++j) {  // an unknown id that is not refused is zero
           if (first[i + j] >= ids_ || first[i + j] == padding_id) std::fill(floats + j * width, floats + (j + 1) * width, 0.0f);
         }
@@ -229,7 +225,7 @@ void bind_coded(nb::module_& m) {
       .def(nb::init<int64_t, const Trellis*, Rows<int64_t>, Flat<float>, Rows<float>, Flat<float>>(), "num_embeddings"_a,
            "trellis"_a.none(), "chunks"_a.noconvert(), "codebooks"_a.noconvert(), "map"_a.noconvert(), "bias"_a.noconvert())
       .def("rows", &CodedPart::rows<float>, "ring_codes"_a.noconvert(), "chunk_codes"_a.noconvert(), "ids"_a.noconvert(),
-           "out"_a.noconvert(), "refuse_unknown"_a, "padding_id"_a, "raw"_a, "num_threads"_a)
+           "out"_a.noconvert(), "refuse_unknown"_a, "padding_id"_a, "num_threads"_a)
       .def("rows_half", &CodedPart::rows<uint16_t>, "ring_codes"_a.noconvert(), "chunk_codes"_a.noconvert(), "ids"_a.noconvert(),
-           "out"_a.noconvert(), "refuse_unknown"_a, "padding_id"_a, "raw"_a, "num_threads"_a);
+           "out"_a.noconvert(), "refuse_unknown"_a, "padding_id"_a, "num_threads"_a);
 }
