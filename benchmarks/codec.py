@@ -19,11 +19,11 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.peers_codec import PEERS, product_parts
 from benchmarks.record import Recorder
 from benchmarks.trained import TABLES, trained_table
 from hfh_embed.codec import compress
 from hfh_embed.codec.allocation import error_bound
+from hfh_embed.codec.peers import PEERS, product_parts
 from hfh_embed.fidelity import compare
 from hfh_embed.layout import SnapshotSpec
 from hfh_embed.snapshot import Snapshot

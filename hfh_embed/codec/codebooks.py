@@ -15,7 +15,7 @@ from hfh_embed.errors import MissingDependencyError
 from hfh_embed.layout import Array
 from hfh_embed.packing import levels_from_codes, pack, round_to_codes
 
-__all__ = ["STAGE_BITS", "STAGE_CODES", "Stages", "kmeans", "kmeans_1d", "nearest"]
+__all__ = ["STAGE_BITS", "STAGE_CODES", "Stages", "faiss_module", "kmeans", "kmeans_1d", "nearest"]
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -24,7 +24,8 @@ STAGE_CODES = 1 << STAGE_BITS
 KMEANS_STEPS = 12
 
 
-def _faiss() -> ModuleType:
+def faiss_module() -> ModuleType:
+    """faiss, or MissingDependencyError that says how to install it."""
     try:
         import faiss
     except ImportError:
@@ -40,7 +41,7 @@ def kmeans(points: F32, weights: F64, seed: int) -> F32:
     distinct = np.unique(points[: 4 * STAGE_CODES], axis=0)
     if len(points) <= 4 * STAGE_CODES and len(distinct) <= STAGE_CODES:
         return np.concatenate((distinct, np.repeat(distinct[:1], STAGE_CODES - len(distinct), axis=0)))
-    fitted = _faiss().Kmeans(
+    fitted = faiss_module().Kmeans(
         points.shape[1],
         STAGE_CODES,
         niter=KMEANS_STEPS,

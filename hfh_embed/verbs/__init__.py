@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from hfh_embed.verbs import compress, evaluate, files, planning
+from hfh_embed.verbs import compare, compress, evaluate, files, planning
 from hfh_embed.verbs.base import CheckFailedError, Verb
 
 __all__ = ["VERBS", "CheckFailedError", "Verb"]
 
 VERBS: dict[str, Verb] = {
+    "compare": compare.COMPARE,
     "compress": compress.COMPRESS,
     "eval": evaluate.EVAL,
     "export": files.EXPORT,

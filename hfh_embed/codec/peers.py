@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import faiss
 import numpy as np
 import numpy.typing as npt
 
+from hfh_embed.codec.codebooks import faiss_module
 from hfh_embed.codec.transform import half_steps
 from hfh_embed.packing import levels_from_codes, round_to_codes
 
@@ -39,23 +39,26 @@ def _padded(rows: F32, parts: int) -> F32:
 
 
 def product(rows: F32, budget: int) -> Made | None:
+    """faiss' product quantiser."""
     n, dim = rows.shape
     parts = product_parts(n, dim, budget)
     if not parts:
         return None
     wide = _padded(rows, parts)
-    quantiser = faiss.ProductQuantizer(wide.shape[1], parts, 8)
+    quantiser = faiss_module().ProductQuantizer(wide.shape[1], parts, 8)
     quantiser.train(_sample(wide, "faiss PQ"))
     return quantiser.decode(quantiser.compute_codes(wide))[:, :dim], n * parts + 2 * CODES * wide.shape[1]
 
 
 def rotated_product(rows: F32, budget: int) -> Made | None:
+    """The same after a fitted rotation."""
     n, dim = rows.shape
     parts = product_parts(n, dim, budget - 2 * dim * dim)
     if not parts:
         return None
     wide = _padded(rows, parts)
     size = wide.shape[1]
+    faiss = faiss_module()
     rotation = faiss.OPQMatrix(size, parts)
     rotation.niter, rotation.niter_pq, rotation.niter_pq_0 = 12, 4, 10
     rotation.train(_sample(wide, "faiss OPQ"))
@@ -71,6 +74,7 @@ def _additive(rows: F32, budget: int, method: str) -> Made | None:
     stages = budget // (n + 2 * CODES * dim)
     if not stages:
         return None
+    faiss = faiss_module()
     kind = faiss.ResidualQuantizer if method == "faiss RQ" else faiss.LocalSearchQuantizer
     quantiser = kind(dim, int(stages), 8)
     if method == "faiss RQ":
@@ -80,6 +84,7 @@ def _additive(rows: F32, budget: int, method: str) -> Made | None:
 
 
 def few_bits(rows: F32, budget: int) -> Made | None:
+    """Rows of 1 to 8 bits an entry, with a float16 scale a row."""
     n, dim = rows.shape
     sizes = {bits: n * (-(-dim * bits // 8) + 2) for bits in range(1, 9)}
     fits = [bits for bits, size in sizes.items() if size <= budget]
