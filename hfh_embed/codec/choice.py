@@ -80,7 +80,6 @@ def choose(
         quick_only: try few forms, and return the best quick fit.
     """
     quick = Effort(8, 2, 4_096, 16_384, threads)
-    some = slice(0, TRIAL_ROWS)
     best: tuple[float, Form | None, Choice] | None = None
     tried = 0
 
@@ -98,7 +97,7 @@ def choose(
         if fit is None:
             return False
         exact = form.exact.count if form is not None and form.exact is not None else 0
-        trial = _Trial(sample.rows[some], sample.weights[some], hot[some] < exact if len(hot) else hot[some] > 0)
+        trial = _trial(sample, hot, exact)
         choice = _measured(fit, trial, metric)
         score = np.log(max(choice.relative_error, 1e-9)) - np.log(max(choice.recall_at_10, 1e-3))
         if best is not None and score >= best[0]:
@@ -126,9 +125,15 @@ def choose(
     plan = plan_coded(table, budget, sample, form, effort, seed)
     assert plan is not None
     fit = fit_coded(plan, sample, effort, seed, tell)
-    exact_count = form.exact.count if form.exact is not None else 0
-    trial = _Trial(sample.rows[some], sample.weights[some], hot[some] < exact_count if len(hot) else hot[some] > 0)
+    trial = _trial(sample, hot, form.exact.count if form.exact is not None else 0)
     return _measured(fit, trial, metric)
+
+
+def _trial(sample: Sample, hot: npt.NDArray[np.int64], exact: int) -> _Trial:
+    """The first rows of the sample; of ids with known ranks, the ``exact`` most frequent would be exact."""
+    rows = sample.rows[:TRIAL_ROWS]
+    ranks = hot[:TRIAL_ROWS] if len(hot) else np.full(len(rows), exact)
+    return _Trial(rows, sample.weights[:TRIAL_ROWS], ranks < exact)
 
 
 def _silent(done: int, total: int, what: str) -> None:

@@ -77,8 +77,7 @@ class CodedRows:
             or (table.coded is not None and table.coded.row_scale)
         ):
             return None
-        zero_unknown = table.unknown is Unknown.ZERO or (table.map is not None and not table.map.bias)
-        return CodedRows(data, stored) if zero_unknown or table.unknown is Unknown.ERROR else None
+        return CodedRows(data, stored)
 
     def rows(self, ids: Ids, out: npt.NDArray[Any], num_threads: int) -> int:
         """See :meth:`hfh_embed.kernels.Kernel.rows`."""

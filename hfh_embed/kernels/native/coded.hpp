@@ -23,7 +23,9 @@ typedef uint16_t Shorts __attribute__((vector_size(32), aligned(2), may_alias));
 constexpr int kLanes = 16;
 constexpr int64_t kSlack = 16;  // bytes that may be read after a row's last
 
-#ifdef HFH_X86
+// Clang has no push_options; it keeps to the instructions that it is given.
+#if defined(HFH_X86) && !defined(__clang__)
+#define HFH_CODED_X86 1
 #pragma GCC push_options
 #pragma GCC target("arch=x86-64-v4")
 namespace coded_avx512 {
@@ -46,12 +48,12 @@ constexpr int kTall = 2, kWide = 1;
 #include "coded_body.hpp"
 }  // namespace coded_portable
 
-#ifdef HFH_X86
+#ifdef HFH_CODED_X86
 #define HFH_DISPATCH(simd, call)                          \
   ((simd) == hfh::Simd::kAvx512 ? hfh::coded_avx512::call \
                                 : (simd) == hfh::Simd::kAvx2 ? hfh::coded_avx2::call : hfh::coded_portable::call)
 #else
-#define HFH_DISPATCH(simd, call) hfh::coded_portable::call
+#define HFH_DISPATCH(simd, call) ((void)(simd), hfh::coded_portable::call)
 #endif
 
 // One thread's working memory for encoding.

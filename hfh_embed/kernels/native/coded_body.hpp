@@ -132,6 +132,16 @@ inline void cheapest(const float* cost, int state_bits, int bits, float* best, u
   }
 }
 
+inline Floats picked(Floats from, Ints lanes) {
+#ifdef __clang__
+  Floats to;
+  for (int i = 0; i < kLanes; ++i) to[i] = from[lanes[i]];
+  return to;
+#else
+  return __builtin_shuffle(from, lanes);
+#endif
+}
+
 // cost[s] = best[s >> kBits] + sum over the step's entries of weight * (value**2 - 2 x value).
 template <int kBits, bool kOne>
 inline void extend(const float* best, int state_bits, int bits, int entries, const float* x, const float* weight, const int32_t* book,
@@ -148,7 +158,7 @@ inline void extend(const float* best, int state_bits, int bits, int entries, con
 #pragma GCC unroll 8
     for (int copy = 0; copy < kCopies; ++copy) {
       const int64_t s = begin + copy * kLanes;
-      Floats total = kBits < 4 ? __builtin_shuffle(source, spread + copy * (kLanes >> kBits)) : Floats{} + best[s >> bits];
+      Floats total = kBits < 4 ? picked(source, spread + copy * (kLanes >> kBits)) : Floats{} + best[s >> bits];
       total += weight0 * *reinterpret_cast<const Floats*>(square + s) + linear0 * *reinterpret_cast<const Floats*>(value + s);
       if (!kOne) {
         for (int v = 1; v < entries; ++v) {
