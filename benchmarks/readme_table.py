@@ -14,22 +14,36 @@ PAGES = (ROOT / "README.md", ROOT / "docs" / "compress.md", ROOT / "docs" / "ser
 END = "<!-- end -->"
 
 
-def table() -> str:
-    """The rows of results/codec.jsonl as Markdown."""
-    rows = _rows("codec")
+NAMES = {
+    "minilm": "MiniLM tokens",
+    "words": "words of novels",
+    "amazon_items": "amazon_book items",
+    "journey_items": "completejourney items",
+    "towers": "pooled histories",
+}
+
+
+def table(wanted: tuple[str, ...] | None = None) -> str:
+    """The rows of results/codec.jsonl as Markdown, of some tables or of all."""
+    rows = [row for row in _rows("codec") if "relative_error" in row and (wanted is None or row["table"] in wanted)]
     methods = list(dict.fromkeys(row["method"] for row in rows))
-    lines = [f"| at most | {' | '.join(methods)} |", f"|---|{'---|' * len(methods)}"]
-    for ratio in dict.fromkeys(row["ratio"] for row in rows):
-        cells = []
-        for method in methods:
-            found = [row for row in rows if row["ratio"] == ratio and row["method"] == method]
-            text = "—"
-            if found:
-                row = found[0]
-                text = f"{row['relative_error']:.3f} / {row['recall_at_10']:.3f} ({row['real_ratio']:.1f}×)"
-            cells.append(text)
-        lines.append(f"| 1/{ratio} of the bytes | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n\nRelative error / recall@10 (real ratio), MiniLM's token table."
+    lines = [f"| table | at most | bound | {' | '.join(methods)} |", f"|---|---|---|{'---|' * len(methods)}"]
+    for name in dict.fromkeys(row["table"] for row in rows):
+        for ratio in sorted({row["ratio"] for row in rows if row["table"] == name}):
+            here = {row["method"]: row for row in rows if (row["table"], row["ratio"]) == (name, ratio)}
+            first = next(iter(here.values()))
+            shape = " × ".join(f"{length:,}" for length in first["shape"])
+            cells = [_cell(here.get(method)) for method in methods]
+            lines.append(
+                f"| {NAMES[name]}, {shape} | 1/{ratio} of the bytes | {first['bound']:.3f} | {' | '.join(cells)} |"
+            )
+    return "\n".join(lines) + "\n\nRelative error / recall@10 (real ratio)."
+
+
+def _cell(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return "—"
+    return f"{row['relative_error']:.3f} / {row['recall_at_10']:.3f} ({row['real_ratio']:.1f}×)"
 
 
 def service_table() -> str:
@@ -57,7 +71,12 @@ def _rows(name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (RESULTS / f"{name}.jsonl").read_text().splitlines()]
 
 
-TABLES = {"codec table": table, "service table": service_table, "batching table": batching_table}
+TABLES = {
+    "codec table": lambda: table(("minilm",)),
+    "codec tables": table,
+    "service table": service_table,
+    "batching table": batching_table,
+}
 
 
 def written(text: str) -> str:

@@ -20,6 +20,7 @@ __all__ = ["ArraySpec", "SnapshotSpec", "TableData", "pool_arrays", "residual_ar
 
 Array = npt.NDArray[Any]
 U8, U32, I64 = np.dtype("u1"), np.dtype("<u4"), np.dtype("<i8")
+I8, I16 = np.dtype("i1"), np.dtype("<i2")
 F16, F32 = np.dtype("<f2"), np.dtype("<f4")
 FLOATS: dict[int, np.dtype[np.generic]] = {16: F16, 32: F32}
 
@@ -95,6 +96,13 @@ def table_arrays(table: TableSpec) -> dict[str, ArraySpec]:
             arrays["coded.codebook_scales"] = ArraySpec(F32, (len(coded.chunks),))
         if coded.row_scale:
             arrays["coded.row_scale"] = ArraySpec(F16, (n,))
+    if (trellis := table.trellis) is not None:
+        arrays["trellis.codes"] = ArraySpec(U8, (packed_bytes(n, trellis.row_bits),))
+        arrays["trellis.values"] = ArraySpec(
+            I8 if trellis.value_bits == 8 else I16, (trellis.books, 1 << trellis.state_bits)
+        )
+        if trellis.norm_bits:
+            arrays["trellis.norms"] = ArraySpec(F32, (1 << trellis.norm_bits,))
     if (exact := table.exact) is not None:
         arrays["exact.ids"] = ArraySpec(U32 if n <= 2**32 else I64, (exact.count,))
         arrays["exact.values"] = _values(exact.bits, exact.count, latent)
@@ -102,6 +110,10 @@ def table_arrays(table: TableSpec) -> dict[str, ArraySpec]:
             arrays["exact.scale"] = ArraySpec(F16, (exact.count,))
     if (linear := table.map) is not None:
         arrays["map.values"] = _values(linear.bits, latent, table.embedding_dim)
+        if linear.bands:
+            arrays["map.values"] = ArraySpec(
+                U8, (sum(b.rows * packed_bytes(table.embedding_dim, b.bits) for b in linear.bands),)
+            )
         if linear.bits <= 8:
             arrays["map.scale"] = ArraySpec(F32, (latent,))
         if linear.bias:

@@ -17,6 +17,7 @@ __all__ = [
     "CodedSpec",
     "ExactSpec",
     "Locality",
+    "MapBand",
     "MapSpec",
     "PoolSpec",
     "PrivateRole",
@@ -24,6 +25,8 @@ __all__ = [
     "Reconstruction",
     "ResidualSpec",
     "SharedSpec",
+    "StepRun",
+    "TrellisSpec",
     "Unknown",
 ]
 
@@ -34,6 +37,7 @@ MAX_DIM = 65_536
 MAX_HASHES = 64
 MAX_HIDDEN = 4_096
 MAX_CHUNKS = 65_536
+MAX_RUNS = 256
 MAX_IDS = 2**63 - 1
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 
@@ -247,6 +251,86 @@ class CodedSpec:
 
 
 @dataclass(frozen=True)
+class StepRun:
+    """``steps`` steps of a trellis, each of which appends ``bits`` bits to a row's ring and gives ``entries`` latent entries."""
+
+    steps: int
+    entries: int
+    bits: int
+
+    def __post_init__(self) -> None:
+        check_range("a run's steps", self.steps, 1, MAX_DIM)
+        check_range("a step's entries", self.entries, 1, 8)
+        check_range("a step's bits", self.bits, 1, 12)
+
+
+@dataclass(frozen=True)
+class TrellisSpec:
+    """Rows of an already trained table as rings of bits, of which every window of ``state_bits`` bits names a value.
+
+    The first latent entries come from the runs' steps in their order. Entry ``v`` of a run's steps has a codebook of its own with
+    one ``value_bits``-bit integer for each window. With ``norm_bits`` a code of that many bits names a factor of the id's entries,
+    and with ``constant`` one more entry follows that is this factor alone.
+    """
+
+    runs: tuple[StepRun, ...]
+    state_bits: int
+    value_bits: int = 8
+    norm_bits: int = 0
+    constant: bool = False
+
+    def __post_init__(self) -> None:
+        check(0 < len(self.runs) <= MAX_RUNS, f"{len(self.runs)} runs of steps; give 1 to {MAX_RUNS}")
+        check_range("state_bits", self.state_bits, 1, 16)
+        check_bits("value_bits", self.value_bits, (8, 16))
+        check_range("norm_bits", self.norm_bits, 0, 8)
+        check(not self.constant or self.norm_bits > 0, "a constant entry needs norm_bits")
+        check_range("entries of all steps", self.entries, 1, MAX_DIM)
+        longest = max(run.bits for run in self.runs)
+        check(
+            longest <= self.state_bits <= self.ring_bits,
+            f"state_bits is {self.state_bits}; it must be from a step's bits ({longest}) to a row's ({self.ring_bits})",
+        )
+
+    @property
+    def entries(self) -> int:
+        """Latent entries that the steps give."""
+        return sum(run.steps * run.entries for run in self.runs)
+
+    @property
+    def width(self) -> int:
+        """Latent entries in all."""
+        return self.entries + self.constant
+
+    @property
+    def ring_bits(self) -> int:
+        """Bits of one id's ring."""
+        return sum(run.steps * run.bits for run in self.runs)
+
+    @property
+    def row_bits(self) -> int:
+        """Bits of one id."""
+        return self.norm_bits + self.ring_bits
+
+    @property
+    def books(self) -> int:
+        """Codebooks, each of ``2**state_bits`` values."""
+        return sum(run.entries for run in self.runs)
+
+
+@dataclass(frozen=True)
+class MapBand:
+    """``rows`` rows of a map in values of ``bits`` bits."""
+
+    rows: int
+    bits: int
+
+    def __post_init__(self) -> None:
+        check_range("a band's rows", self.rows, 1, MAX_DIM)
+        check_range("a band's bits", self.bits, 1, 8)
+
+
+@dataclass(frozen=True)
 class ExactSpec:
     """``count`` ids whose z is stored outright in ``bits`` bits an entry; few-bit ones have a float16 scale a row."""
 
@@ -260,13 +344,19 @@ class ExactSpec:
 
 @dataclass(frozen=True)
 class MapSpec:
-    """A linear map from R latent entries to D, in ``bits``-bit values (few-bit ones with a float32 scale a latent entry)."""
+    """A linear map from R latent entries to D, in ``bits``-bit values (few-bit ones with a float32 scale a latent entry).
+
+    ``bands`` give rows, in their order, fewer bits than 8: the first entries of a latent row are worth more of them.
+    """
 
     bits: int = 32
     bias: bool = False
+    bands: tuple[MapBand, ...] = ()
 
     def __post_init__(self) -> None:
         check_bits("the map's bits", self.bits, (4, 8, 16, 32))
+        check(not self.bands or self.bits == 8, f"the map's bits are {self.bits}; with bands they are 8")
+        check(len(self.bands) <= MAX_RUNS, f"{len(self.bands)} bands; give at most {MAX_RUNS}")
 
 
 @dataclass(frozen=True)

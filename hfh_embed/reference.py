@@ -16,7 +16,7 @@ import numpy.typing as npt
 from hfh_embed.errors import UnknownIdError
 from hfh_embed.hashing import Addresses, addresses
 from hfh_embed.layout import Array, TableData
-from hfh_embed.packing import levels_from_codes, unpack
+from hfh_embed.packing import levels_from_codes, packed_bytes, unpack
 from hfh_embed.spec import PrivateRole, Reconstruction, Unknown
 
 __all__ = ["bag", "fetch", "latent", "rows"]
@@ -37,7 +37,7 @@ def rows(data: TableData, ids: Ids) -> F64:
         )
     e = latent(data, ids)
     if table.map is not None:
-        e = e @ _scaled(data.arrays, "map", table.map.bits, table.embedding_dim)
+        e = e @ _map(data)
         if table.map.bias:
             e = e + data.arrays["map.bias"].astype(np.float64)
     if table.residual is not None:
@@ -67,6 +67,8 @@ def latent(data: TableData, ids: Ids) -> F64:
         z[:, table.latent_dim - table.shared.dim :] += _shared(data, ids, coefficients)
     if table.coded is not None:
         z += _coded(data, stored) * known[:, None]
+    if table.trellis is not None:
+        z[:, : table.trellis.width] += _trellis(data, stored) * known[:, None]
     if table.exact is not None:
         values = _scaled(arrays, "exact", table.exact.bits, table.latent_dim)
         for position, id_ in enumerate(arrays["exact.ids"].astype(np.int64)):
@@ -124,6 +126,43 @@ def _coded(data: TableData, ids: Ids) -> F64:
     if coded.row_scale:
         z *= arrays["coded.row_scale"][ids].astype(np.float64)[:, None]
     return z
+
+
+def _trellis(data: TableData, ids: Ids) -> F64:
+    """What the windows of each id's ring name, times the id's factor, (B, trellis.width)."""
+    arrays, trellis = data.arrays, data.table.trellis
+    assert trellis is not None
+    stream = np.unpackbits(arrays["trellis.codes"], bitorder="little")
+    z = np.ones((len(ids), trellis.width))
+    for row, id_ in zip(z, ids.tolist(), strict=True):
+        bits = stream[id_ * trellis.row_bits : (id_ + 1) * trellis.row_bits].astype(np.int64)
+        ring = bits[trellis.norm_bits :]
+        entry, book, place = 0, 0, trellis.ring_bits
+        for run in trellis.runs:
+            for _ in range(run.steps):
+                place -= run.bits  # the newest bits of a step lie lowest, and later steps lie before earlier ones
+                window = ring[(place + np.arange(trellis.state_bits)) % trellis.ring_bits]
+                state = int(window @ (1 << np.arange(trellis.state_bits)))
+                row[entry : entry + run.entries] = arrays["trellis.values"][book : book + run.entries, state]
+                entry += run.entries
+            book += run.entries
+        if trellis.norm_bits:
+            row *= float(arrays["trellis.norms"][bits[: trellis.norm_bits] @ (1 << np.arange(trellis.norm_bits))])
+    return z
+
+
+def _map(data: TableData) -> F64:
+    """The linear map, (R, D)."""
+    linear, dim = data.table.map, data.table.embedding_dim
+    assert linear is not None
+    if not linear.bands:
+        return _scaled(data.arrays, "map", linear.bits, dim)
+    rows, first = [], 0
+    for band in linear.bands:
+        last = first + band.rows * packed_bytes(dim, band.bits)
+        rows.append(_stored(data.arrays["map.values"][first:last].reshape(band.rows, -1), band.bits, dim))
+        first = last
+    return np.concatenate(rows) * data.arrays["map.scale"].astype(np.float64)[:, None]
 
 
 def _stored(array: Array, bits: int, count: int) -> F64:

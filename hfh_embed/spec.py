@@ -6,6 +6,7 @@ A row is built in this order (``reference.py`` is the definition)::
     z(i)[R - shared.dim :]  += g(values fetched from the pool by U hash functions)
     z(i)[: private.dim]     += the few-bit coefficients that belong to id i alone
     z(i)[chunk]             += codebook[code of id i]   each chunk of the coded part
+    z(i)[: trellis.width]   += factor * values that windows of id i's ring of bits name
     z(i)  = exact row of id i                           where it has one
     e(i)  = z(i) @ map + bias                           only with a map; else R = D
     e(i) += W2 relu(W1 e(i) + b1) + b2                  only with a residual network
@@ -26,6 +27,7 @@ from hfh_embed.parts import (
     CodedSpec,
     ExactSpec,
     Locality,
+    MapBand,
     MapSpec,
     PoolSpec,
     PrivateRole,
@@ -33,6 +35,8 @@ from hfh_embed.parts import (
     Reconstruction,
     ResidualSpec,
     SharedSpec,
+    StepRun,
+    TrellisSpec,
     Unknown,
     check,
     check_name,
@@ -45,6 +49,7 @@ __all__ = [
     "CodedSpec",
     "ExactSpec",
     "Locality",
+    "MapBand",
     "MapSpec",
     "PoolSpec",
     "PrivateRole",
@@ -52,7 +57,9 @@ __all__ = [
     "Reconstruction",
     "ResidualSpec",
     "SharedSpec",
+    "StepRun",
     "TableSpec",
+    "TrellisSpec",
     "Unknown",
     "check_pair",
 ]
@@ -70,6 +77,7 @@ class TableSpec:
     shared: SharedSpec | None = None
     private: PrivateSpec | None = None
     coded: CodedSpec | None = None
+    trellis: TrellisSpec | None = None
     exact: ExactSpec | None = None
     map: MapSpec | None = None
     residual: ResidualSpec | None = None
@@ -90,8 +98,8 @@ class TableSpec:
             f"latent_dim is {self.latent_dim} and embedding_dim {self.embedding_dim}; different sizes need a map",
         )
         check(
-            any((self.shared, self.private, self.coded)),
-            f"table {self.name!r} has no part; give it a shared, private or coded one",
+            any((self.shared, self.private, self.coded, self.trellis)),
+            f"table {self.name!r} has no part; give it a shared, private, coded or trellis one",
         )
         if self.padding_id is not None:
             check_range("padding_id", self.padding_id, 0, self.num_embeddings - 1)
@@ -119,12 +127,19 @@ class TableSpec:
                 f"a code chunk ends at entry {chunk.start + chunk.size}; the latent row has {latent}",
             )
             covered[chunk.start : chunk.start + chunk.size] = [True] * chunk.size
+        if (trellis := self.trellis) is not None:
+            check(trellis.width <= latent, f"the trellis has {trellis.width} entries; the latent row has {latent}")
+            check(self.map is not None, "a trellis gives values without a unit; give the table a map")
+            covered[: trellis.width] = [True] * trellis.width
+        if self.map is not None and self.map.bands:
+            rows = sum(band.rows for band in self.map.bands)
+            check(rows == latent, f"the map's bands have {rows} rows; the latent row has {latent} entries")
         check(
             all(covered),
             f"entry {covered.index(False) if not all(covered) else 0} of the latent row belongs to no part",
         )
         check(
-            self.unknown is not Unknown.RECONSTRUCT or (coded is None and shared is not None),
+            self.unknown is not Unknown.RECONSTRUCT or (coded is None and self.trellis is None and shared is not None),
             "only a table with a shared part and no codes can reconstruct unknown ids; use unknown 'zero' or 'error'",
         )
         if self.exact is not None:

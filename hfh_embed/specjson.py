@@ -12,23 +12,30 @@ from hfh_embed.spec import (
     CodeChunk,
     CodedSpec,
     ExactSpec,
+    MapBand,
     MapSpec,
     PoolSpec,
     PrivateSpec,
     ResidualSpec,
     SharedSpec,
+    StepRun,
     TableSpec,
+    TrellisSpec,
 )
 
 __all__ = ["spec_from_json", "spec_to_json"]
 
 T = TypeVar("T")
 
+LISTS = {"chunks": CodeChunk, "runs": StepRun, "bands": MapBand}
+"""Fields that are tuples of small parts, each a list of its fields in the file."""
+
 HEX_FIELDS = {"seed", "key"}  # 64-bit integers, which JSON readers of other languages would round
 PARTS = {
     "shared": SharedSpec,
     "private": PrivateSpec,
     "coded": CodedSpec,
+    "trellis": TrellisSpec,
     "exact": ExactSpec,
     "map": MapSpec,
     "residual": ResidualSpec,
@@ -44,14 +51,14 @@ def _plain(part: Any) -> dict[str, Any]:
     fields = {}
     for field in dataclasses.fields(part):
         value = getattr(part, field.name)
-        if value is None:
+        if value is None or (field.name in LISTS and not value):
             continue
         if dataclasses.is_dataclass(value):
             value = _plain(value)
         elif isinstance(value, enum.Enum):
             value = value.value
-        elif field.name == "chunks":
-            value = [[chunk.start, chunk.size, chunk.bits] for chunk in value]
+        elif field.name in LISTS:
+            value = [list(dataclasses.astuple(item)) for item in value]
         elif field.name in HEX_FIELDS:
             value = f"{value:016x}"
         fields[field.name] = value
@@ -74,14 +81,8 @@ def _table(item: Any) -> TableSpec:
     fields = dict(item)
     for name, kind in PARTS.items():
         if name in fields:
-            fields[name] = _coded(fields[name]) if kind is CodedSpec else _build(kind, fields[name])
+            fields[name] = _build(kind, fields[name])
     return _build(TableSpec, fields)
-
-
-def _coded(item: Any) -> CodedSpec:
-    fields = dict(item)
-    fields["chunks"] = tuple(CodeChunk(*_list(chunk)) for chunk in _list(fields["chunks"]))
-    return _build(CodedSpec, fields)
 
 
 def _build(kind: type[T], item: Any) -> T:
@@ -90,7 +91,9 @@ def _build(kind: type[T], item: Any) -> T:
         if not isinstance(fields[name], str) or len(fields[name]) != 16:
             raise ValueError(f"{name} is not 16 hexadecimal digits")
         fields[name] = int(fields[name], 16)
-    for name in ("row_scale", "bias", "signs"):
+    for name in LISTS.keys() & fields.keys():
+        fields[name] = tuple(LISTS[name](*_list(part)) for part in _list(fields[name]))
+    for name in ("row_scale", "bias", "signs", "constant"):
         if name in fields and not isinstance(fields[name], bool):
             raise ValueError(f"{name} is not true or false")
     return kind(**fields)

@@ -15,6 +15,7 @@ from hfh_embed.spec import (
     CodedSpec,
     ExactSpec,
     Locality,
+    MapBand,
     MapSpec,
     PoolSpec,
     PrivateRole,
@@ -22,7 +23,9 @@ from hfh_embed.spec import (
     Reconstruction,
     ResidualSpec,
     SharedSpec,
+    StepRun,
     TableSpec,
+    TrellisSpec,
     Unknown,
 )
 
@@ -39,6 +42,8 @@ def random_arrays(spec: SnapshotSpec, seed: int = 0) -> dict[str, np.ndarray[Any
             arrays[name] = ids.astype(array.dtype)
         elif array.dtype == np.uint8:
             arrays[name] = generator.integers(0, 256, array.shape, dtype=np.uint8)
+        elif array.dtype.kind == "i":
+            arrays[name] = generator.integers(-128, 128, array.shape).astype(array.dtype)
         else:
             arrays[name] = (generator.normal(size=array.shape) * 0.3).astype(array.dtype)
     return arrays
@@ -95,6 +100,19 @@ def _cases() -> dict[str, tuple[TableSpec, PoolSpec | None]]:
     for bits in (4, 8, 16, 32):
         coded = CodedSpec(chunks, bits, row_scale=bits == 8)
         cases[f"coded-{bits}"] = (line.replace(shared=None, coded=coded, map=MapSpec(8, bias=True)), None)
+    runs = (StepRun(5, 1, 4), StepRun(7, 1, 2), StepRun(4, 2, 3), StepRun(3, 3, 1))
+    trellis = TrellisSpec(runs, 9, norm_bits=5, constant=True)
+    alone = {"shared": None, "latent_dim": trellis.width, "map": MapSpec(8, bias=True)}
+    cases["trellis"] = (line.replace(**alone, trellis=trellis), None)
+    bands = MapSpec(8, bands=(MapBand(6, 8), MapBand(20, 3), MapBand(trellis.width - 26, 5)))
+    cases["trellis-bands"] = (line.replace(**alone | {"map": bands}, trellis=trellis, exact=ExactSpec(9, 8)), None)
+    short = TrellisSpec((StepRun(3, 1, 3), StepRun(31, 1, 1)), 12, value_bits=16)
+    coded = CodedSpec((CodeChunk(0, 40, 5),), 8)
+    cases["trellis-coded"] = (line.replace(shared=None, trellis=short, coded=coded, map=MapSpec(16)), None)
+    full = TrellisSpec((StepRun(130, 1, 2),), 16)
+    cases["trellis-16"] = (line.replace(**alone | {"latent_dim": 130}, trellis=full), None)
+    tiny = TrellisSpec((StepRun(1, 8, 5),), 5, norm_bits=1)
+    cases["trellis-tiny"] = (line.replace(**alone | {"latent_dim": 8}, trellis=tiny), None)
     for reconstruction, hidden in ((Reconstruction.BILINEAR, 0), (Reconstruction.MLP, 6)):
         own = _pool(bits=8, reconstruction=reconstruction, num_hashes=3, hidden=hidden)
         spec = shared_table(own, num_hashes=3, chunk_size=4, locality=Locality.FREE)

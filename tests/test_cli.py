@@ -9,10 +9,13 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import hfh_embed
 from hfh_embed.cli import main
+from hfh_embed.errors import InputError
 from hfh_embed.verbs.base import bytes_text, whole_number
 
 ROWS = (np.random.default_rng(0).normal(size=(2_000, 24)) / np.sqrt(np.arange(1, 25))).astype(np.float32)
@@ -134,7 +137,7 @@ def test_eval(snapshot, dense, tmp_path, capsys) -> None:
     assert plot.exists()
     assert main(arguments) == 0
     text = capsys.readouterr().out
-    for expected in ("mean cosine", "worst cosine", "word", "relative error", "recall@10", "coded.codes"):
+    for expected in ("mean cosine", "worst cosine", "word", "relative error", "recall@10", "trellis.codes"):
         assert expected in text
     assert main([*arguments, "--min-cosine", "0.1"]) == 0
     capsys.readouterr()
@@ -169,6 +172,58 @@ def test_compress_refuses_and_leaves_nothing(dense, tmp_path, capsys, arguments,
     filled = [argument.format(tmp=tmp_path, dense=dense) for argument in arguments]
     assert message in _refused(capsys, "compress", *filled)
     assert not list(tmp_path.iterdir())
+
+
+def test_frequencies_come_as_csv_and_parquet_too(tmp_path) -> None:
+    from hfh_embed.verbs.compress import read_frequencies
+
+    wanted = np.array([5.0, 0, 2, 9])
+    table = pa.table({"id": [3, 0, 2], "count": [9, 5, 2]})
+    pq.write_table(table, tmp_path / "pairs.parquet")
+    pq.write_table(pa.table({"count": wanted}), tmp_path / "plain.parquet")
+    (tmp_path / "pairs.csv").write_text("id,count\n3,9\n0,5\n2,2\n")
+    (tmp_path / "plain.csv").write_text("5\n0\n2\n9\n")
+    for name in ("pairs.parquet", "plain.parquet", "pairs.csv", "plain.csv"):
+        assert read_frequencies(tmp_path / name, 4).tolist() == wanted.tolist(), name
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("1\n2\n", "one number for each"),
+        ("id,n\n9,1\n", "from 0 to 3"),
+        ("a\nb\n", "not a number"),
+        ("", "one number a line"),
+    ],
+)
+def test_frequencies_that_do_not_fit_are_refused(tmp_path, text: str, message: str) -> None:
+    from hfh_embed.verbs.compress import read_frequencies
+
+    (tmp_path / "f.csv").write_text(text)
+    with pytest.raises(InputError, match=message):
+        read_frequencies(tmp_path / "f.csv", 4)
+
+
+def test_compare_shows_methods_at_equal_bytes(tmp_path, capsys) -> None:
+    np.save(tmp_path / "t.npy", ROWS)
+    document = _json(capsys, "compare", str(tmp_path / "t.npy"), "--ratios", "8", "--queries", "100")
+    assert {row["method"] for row in document["methods"]} == {"hfh compress", "faiss PQ", "faiss RQ", "few-bit rows"}
+    assert all(row["nbytes"] * 8 <= ROWS.nbytes for row in document["methods"])
+    assert main(["compare", str(tmp_path / "t.npy"), "--ratios", "2"]) == 0
+    assert "recall@10" in capsys.readouterr().out
+    for wrong in ("0.5", "eight", "8,,9"):
+        assert "--ratios is" in _refused(capsys, "compare", str(tmp_path / "t.npy"), "--ratios", wrong)
+
+
+def test_the_smallest_table_with_a_cosine(tmp_path, capsys) -> None:
+    np.save(tmp_path / "t.npy", ROWS)
+    out = str(tmp_path / "t.hfh")
+    document = _json(capsys, "compress", str(tmp_path / "t.npy"), "-o", out, "--min-cosine", "0.9")
+    assert document["ratio"] > 4
+    assert "expected" in document["metadata"]
+    found = _json(capsys, "eval", out, "--against", str(tmp_path / "t.npy"), "--min-cosine", "0.9")
+    assert 0 < found["rate_distortion_bound"] < found["relative_error"]
+    assert found["recall_at_1"] > 0.1
 
 
 def test_nan_rows_are_refused(tmp_path, capsys) -> None:

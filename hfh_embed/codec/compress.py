@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from hfh_embed.codec.forms import Fit, fit_coded, fit_rows, nbytes, smallest
+from hfh_embed import fidelity
+from hfh_embed.codec.choice import EXACT_BITS, TRIAL_ROWS, Choice, Metric, choose, smallest
+from hfh_embed.codec.coded import Sample
+from hfh_embed.codec.forms import Fit
 from hfh_embed.codec.transform import half_steps
 from hfh_embed.errors import InputError, RatioError
 from hfh_embed.layout import Array, SnapshotSpec
 from hfh_embed.packing import levels_from_codes, pack, round_to_codes
 from hfh_embed.snapshot import Snapshot
-from hfh_embed.spec import ExactSpec, PrivateSpec, TableSpec, Unknown
+from hfh_embed.spec import PrivateSpec, TableSpec, Unknown
 from hfh_embed.vocabulary import Vocabulary
 
 __all__ = ["compress"]
@@ -26,16 +30,18 @@ F64 = npt.NDArray[np.float64]
 
 SAMPLE_ROWS = 65_536
 BLOCK_ROWS = 16_384
-TRIAL_ROWS = 8_192
-EXACT_SHARES = (0.0, 0.25)
-EXACT_BITS = 8
-WIDE_NORMS = 30.0
+TURNS = 6
+LARGEST_RATIO = 400.0
 
 
 def compress(
     rows: Rows,
     *,
-    ratio: float,
+    ratio: float | None = None,
+    min_cosine: float | None = None,
+    min_recall: float | None = None,
+    metric: Metric = "cosine",
+    nan: Literal["refuse", "zero"] = "refuse",
     name: str = "table",
     frequencies: npt.NDArray[np.number] | None = None,
     vocabulary: Vocabulary | Sequence[str] | None = None,
@@ -48,7 +54,11 @@ def compress(
 
     Args:
         rows: (N, D) floats, finite; may be a memory map larger than memory.
-        ratio: N * D * 4 / stored bytes, >= 1; met to the byte.
+        ratio: N * D * 4 / stored bytes, >= 1; never exceeded by a byte.
+        min_cosine, min_recall: instead of ``ratio``, the smallest table found whose mean cosine or recall@10 of neighbours, as
+            ``hfh eval`` measures them, is at least this.
+        metric: which neighbours count when forms are compared: by "cosine", "dot" or "l2".
+        nan: what rows with NaN or infinite values get: an error, or "zero" for rows of zeros.
         name: the table's name.
         frequencies: (N,) how often each id is used; errors of frequent ids then weigh more, and some may get exact rows.
         vocabulary: the key of each id.
@@ -62,21 +72,109 @@ def compress(
         InputError: rows that are not a finite (N, D) array, or frequencies that do not fit.
     """
     tell = progress or (lambda done, total, what: None)
-    rows = _checked(rows, tell)
-    if not (isinstance(ratio, int | float) and np.isfinite(ratio) and ratio >= 1):
-        raise RatioError(f"ratio is {ratio!r}; give a number from 1 on (20 means twenty times smaller)", nearest=1.0)
-    table = _blank(name, rows, padding_id, unknown)
-    budget = int(table.dense_nbytes / ratio)
-    weights = _weights(frequencies, len(rows))
-    fit = _choose(table, rows, weights, frequencies, budget, ratio, seed, tell)
-    arrays, error = _encode(fit, rows, weights, frequencies, tell)
-    spec = SnapshotSpec((fit.table,))
-    return Snapshot(
-        spec,
-        {f"table/{name}/{key}": array for key, array in arrays.items()},
-        vocabularies={name: vocabulary} if vocabulary is not None else None,
-        metadata={"method": _describe(fit.table), "relative error": f"{error:.4f}"},
-    )
+    rows = _checked(rows, nan, tell)
+    if (ratio is not None) + (min_cosine is not None) + (min_recall is not None) != 1:
+        raise InputError("give one of ratio, min_cosine and min_recall")
+    if metric not in get_args(Metric) or nan not in ("refuse", "zero"):
+        raise InputError(f"metric is {metric!r} and nan {nan!r}; allowed are cosine, dot and l2; refuse and zero")
+    work = _Work(rows, _blank(name, rows, padding_id, unknown), frequencies, vocabulary, metric, nan, seed, tell)
+    if ratio is not None:
+        return work.at(ratio)
+    for what, floor in (("min_cosine", min_cosine), ("min_recall", min_recall)):
+        if floor is not None and not 0 < floor < 1:
+            raise InputError(f"{what} is {floor}; give a number between 0 and 1")
+    return work.above(min_cosine, min_recall)
+
+
+class _Work:
+    """One table to compress: its sample, and what that gives at any number of bytes."""
+
+    def __init__(
+        self,
+        rows: Rows,
+        table: TableSpec,
+        frequencies: npt.NDArray[np.number] | None,
+        vocabulary: Vocabulary | Sequence[str] | None,
+        metric: Metric,
+        nan: str,
+        seed: int,
+        tell: Progress,
+    ) -> None:
+        self.rows, self.table, self.frequencies, self.vocabulary = rows, table, frequencies, vocabulary
+        self.metric, self.nan, self.seed, self.tell = metric, nan, seed, tell
+        self.weights = _weights(frequencies, len(rows))
+        self.ids, self.sample = _sampled(rows, self.weights, seed)
+        self.ranks = np.empty(0, dtype=np.int64)
+        if frequencies is not None:
+            order = np.argsort(-np.asarray(frequencies, dtype=np.float64), kind="stable")
+            self.ranks = np.argsort(order)[self.ids]
+
+    def choice(self, ratio: float, quick_only: bool = False) -> Choice | None:
+        return choose(
+            self.table,
+            int(self.table.dense_nbytes / ratio),
+            self.sample,
+            self.ranks,
+            metric=self.metric,
+            threads=_cores(),
+            seed=self.seed,
+            tell=self.tell,
+            quick_only=quick_only,
+        )
+
+    def at(self, ratio: float) -> Snapshot:
+        """The table at this ratio."""
+        if not (isinstance(ratio, int | float) and np.isfinite(ratio) and ratio >= 1):
+            raise RatioError(
+                f"ratio is {ratio!r}; give a number from 1 on (20 means twenty times smaller)", nearest=1.0
+            )
+        name, choice = self.table.name, self.choice(ratio)
+        if choice is None:
+            smallest_nbytes = smallest(self.table, self.sample, self.seed)
+            nearest = max(np.floor(self.table.dense_nbytes / smallest_nbytes * 1e4) / 1e4, 1.0)
+            raise RatioError(
+                f"ratio {ratio:g} allows {int(self.table.dense_nbytes / ratio):,} bytes for table {name!r}, too few for any form; "
+                f"the nearest ratio that can be met is {nearest:g}",
+                nearest=nearest,
+            )
+        arrays, error = _encode(choice.fit, self.rows, self.weights, self.frequencies, self.tell)
+        return Snapshot(
+            SnapshotSpec((choice.fit.table,)),
+            {f"table/{name}/{key}": array for key, array in arrays.items()},
+            vocabularies={name: self.vocabulary} if self.vocabulary is not None else None,
+            metadata={
+                "method": _describe(choice.fit.table),
+                "relative error": f"{error:.4f}",
+                "expected": f"mean cosine {choice.mean_cosine:.4f}; recall@10 {choice.recall_at_10:.3f} among "
+                f"{min(TRIAL_ROWS, len(self.sample.rows)):,} rows of the sample",
+            },
+        )
+
+    def above(self, min_cosine: float | None, min_recall: float | None) -> Snapshot:
+        """The smallest table found that keeps the mean cosine, or the recall, that is asked for."""
+        floor = min_cosine if min_cosine is not None else min_recall
+        assert floor is not None
+        aim = floor
+        for _ in range(TURNS):
+            snapshot = self.at(self._largest_ratio(aim, min_cosine is not None))
+            found = fidelity.compare(snapshot[self.table.name], self.rows, seed=self.seed, progress=self.tell)
+            got = found.mean_cosine if min_cosine is not None else found.recall_at_10
+            if got >= floor:
+                return snapshot
+            aim = min(aim + 1.2 * (floor - got), (1 + aim) / 2)  # the sample promised more than the table kept
+        raise InputError(
+            f"no table was found that keeps {floor:g}; the last one kept {got:.4f}: give a smaller number or a ratio"
+        )
+
+    def _largest_ratio(self, aim: float, cosine: bool) -> float:
+        """The largest ratio whose quick fit keeps ``aim`` on the sample, to a hundredth; 1 where none does."""
+        low, high = 0.0, float(np.log(LARGEST_RATIO))
+        while high - low > 0.01:
+            middle = (low + high) / 2
+            choice = self.choice(float(np.exp(middle)), quick_only=True)
+            got = -1.0 if choice is None else choice.mean_cosine if cosine else choice.recall_at_10
+            low, high = (middle, high) if got >= aim else (low, middle)
+        return float(np.exp(low))
 
 
 def _blank(name: str, rows: Rows, padding_id: int | None, unknown: Unknown | str) -> TableSpec:
@@ -86,19 +184,24 @@ def _blank(name: str, rows: Rows, padding_id: int | None, unknown: Unknown | str
     return TableSpec(name, n, dim, private=part, padding_id=padding_id, unknown=Unknown(unknown))
 
 
-def _checked(rows: Rows, tell: Progress) -> Rows:
+def _checked(rows: Rows, nan: str, tell: Progress) -> Rows:
     if not isinstance(rows, np.ndarray) or rows.dtype.kind != "f":
         given = f"{rows.dtype} array" if isinstance(rows, np.ndarray) else type(rows).__name__
         raise InputError(f"rows are a {given}; give a float array of shape (ids, entries)")
     if rows.ndim != 2 or 0 in rows.shape:
         raise InputError(f"rows have shape {rows.shape}; give (ids, entries), both at least 1")
+    untouched = rows
     for start in range(0, len(rows), BLOCK_ROWS):
         block = _block(rows, slice(start, start + BLOCK_ROWS))
         wrong = ~np.isfinite(block).all(axis=1)
-        if wrong.any():
+        if nan == "zero" and wrong.any():
+            if rows is untouched:
+                rows = np.array(rows, dtype=np.float32)
+            rows[start : start + BLOCK_ROWS][wrong] = 0
+        elif wrong.any():
             listed = ", ".join(str(start + number) for number in np.flatnonzero(wrong)[:5])
             raise InputError(
-                f"rows {listed}{' and more' if wrong.sum() > 5 else ''} hold NaN or infinite values; remove or mend them"
+                f"rows {listed}{' and more' if wrong.sum() > 5 else ''} hold NaN or infinite values; remove or mend them, or make them zero (nan='zero', --nan zero)"
             )
         tell(min(start + BLOCK_ROWS, len(rows)), len(rows), "check")
     return rows
@@ -122,69 +225,19 @@ def _weights(frequencies: npt.NDArray[np.number] | None, count: int) -> F64:
     return floored / floored.mean()
 
 
-def _choose(
-    table: TableSpec,
-    rows: Rows,
-    weights: F64,
-    frequencies: npt.NDArray[np.number] | None,
-    budget: int,
-    ratio: float,
-    seed: int,
-    tell: Progress,
-) -> Fit:
-    """The form with the least weighted error on a part of the sample."""
+def _sampled(rows: Rows, weights: F64, seed: int) -> tuple[npt.NDArray[np.int64], Sample]:
+    """The ids of a sample in random order, and their rows."""
     generator = np.random.default_rng(seed)
     picked = np.arange(len(rows))
     if len(rows) > SAMPLE_ROWS:
         picked = np.sort(generator.choice(len(rows), SAMPLE_ROWS, replace=False))
     sample, own = _block(rows, picked), weights[picked]
-    norms = np.linalg.norm(sample, axis=1)
-    row_scale = bool(norms.min() == 0 or np.quantile(norms, 0.99) > WIDE_NORMS * np.quantile(norms, 0.01))
-    trial = np.sort(generator.choice(len(sample), min(TRIAL_ROWS, len(sample)), replace=False))
-    candidates: list[tuple[float, Fit]] = []
-    shares = EXACT_SHARES if frequencies is not None else EXACT_SHARES[:1]
-    for share in shares:
-        exact = _exact_spec(table, int(budget * share))
-        coded = None
-        if share == 0 or exact is not None:
-            coded = fit_coded(table, budget, sample, own, row_scale=row_scale, exact=exact, seed=seed, progress=tell)
-        if coded is not None:
-            hot = np.zeros(len(sample), dtype=bool)
-            if exact is not None and frequencies is not None:
-                hot = np.isin(picked, _most_frequent(frequencies, exact.count))
-            candidates.append((_trial_error(coded, sample, own, trial, hot), coded))
-    plain = fit_rows(table, budget, sample)
-    if plain is not None:
-        candidates.append((_trial_error(plain, sample, own, trial, np.zeros(len(sample), dtype=bool)), plain))
-    if not candidates:
-        nearest = np.floor(table.dense_nbytes / smallest(table, sample, own, row_scale) * 1e4) / 1e4
-        raise RatioError(
-            f"ratio {ratio:g} allows {budget:,} bytes for table {table.name!r}, too few for any form; "
-            f"the nearest ratio that can be met is {max(nearest, 1.0):g}",
-            nearest=max(nearest, 1.0),
-        )
-    return min(candidates, key=lambda candidate: candidate[0])[1]
-
-
-def _exact_spec(table: TableSpec, budget: int) -> ExactSpec | None:
-    """As many exact rows as the budget holds."""
-    one = nbytes(table.replace(exact=ExactSpec(1, EXACT_BITS))) - nbytes(table)
-    count = min(budget // one, table.num_embeddings)
-    return ExactSpec(count, EXACT_BITS) if count else None
+    order = generator.permutation(len(picked))
+    return picked[order], Sample(np.ascontiguousarray(sample[order]), own[order])
 
 
 def _most_frequent(frequencies: npt.NDArray[np.number], count: int) -> npt.NDArray[np.int64]:
     return np.sort(np.argsort(-np.asarray(frequencies, dtype=np.float64), kind="stable")[:count]).astype(np.int64)
-
-
-def _trial_error(
-    fit: Fit, sample: F32, weights: F64, trial: npt.NDArray[np.int64], hot: npt.NDArray[np.bool_]
-) -> float:
-    """Weighted relative error on some rows of the sample; hot rows, which would be exact, count as without error."""
-    rows, own = sample[trial], weights[trial]
-    _, decoded = fit.encode(rows)
-    errors = np.where(hot[trial], 0, ((rows - decoded) ** 2).sum(axis=1))
-    return float((own * errors).sum() / max(float((own * (rows**2).sum(axis=1)).sum()), 1e-300))
 
 
 def _encode(
@@ -201,6 +254,8 @@ def _encode(
     for start in range(0, len(rows), BLOCK_ROWS):
         block, own = _block(rows, slice(start, start + BLOCK_ROWS)), weights[start : start + BLOCK_ROWS]
         arrays, decoded = fit.encode(block)
+        if "trellis.codes" in arrays:  # whole bytes, as a block has a multiple of eight rows
+            arrays["trellis.codes"] = np.packbits(arrays["trellis.codes"].reshape(-1), bitorder="little")
         for key, array in arrays.items():
             blocks.setdefault(key, []).append(array)
         hot = exact_ids[(exact_ids >= start) & (exact_ids < start + len(block))] - start
@@ -225,14 +280,18 @@ def _encode(
     return stored, lost / total if total else 0.0
 
 
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _describe(table: TableSpec) -> str:
     """The form in words, for people who inspect the file."""
-    if (coded := table.coded) is not None and table.map is not None:
-        text = (
-            f"{len(coded.chunks)} codes of {coded.code_bits / len(coded.chunks):.1f} bits along {table.latent_dim} principal "
-            f"axes, {coded.codebook_bits}-bit codebooks"
-        )
-        text += ", a scale a row" if coded.row_scale else ""
+    if (trellis := table.trellis) is not None:
+        text = f"{trellis.ring_bits} bits a row along {trellis.entries} principal axes by a trellis of {1 << trellis.state_bits:,} states"
+        if table.coded is not None:
+            text = f"{len(table.coded.chunks)} codes of the whole row, then {text}"
+        if trellis.norm_bits:
+            text += f", {trellis.norm_bits} bits for its length"
     else:
         assert table.private is not None
         text = f"rows of {table.private.bits} bits an entry"

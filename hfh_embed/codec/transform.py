@@ -1,16 +1,18 @@
-"""The linear part of the codec: principal axes of a table, truncated, stored in few bits, and rows seen along them."""
+"""The linear part of the codec: principal axes of a table, and a map back to its entries stored in few bits."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 import numpy.typing as npt
 
 from hfh_embed.layout import Array
 from hfh_embed.packing import levels_from_codes, pack, round_to_codes
+from hfh_embed.spec import MapBand
 
-__all__ = ["Axes", "QuantisedMap", "principal_axes", "quantise_map"]
+__all__ = ["Axes", "QuantisedMap", "bands_for", "half_steps", "principal_axes", "quantise_map"]
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -25,7 +27,7 @@ class Axes:
     centre: F64
 
 
-def principal_axes(rows: F32, weights: F64, centred: bool) -> Axes:
+def principal_axes(rows: npt.NDArray[np.floating], weights: F64, centred: bool) -> Axes:
     """The weighted principal axes of rows (n, D); about the origin where ``centred`` is false."""
     share = weights / weights.sum()
     centre = share @ rows if centred else np.zeros(rows.shape[1])
@@ -36,24 +38,33 @@ def principal_axes(rows: F32, weights: F64, centred: bool) -> Axes:
     return Axes(axes, np.maximum(variance[::-1], 0), centre)
 
 
+def bands_for(bits: F64) -> tuple[MapBand, ...]:
+    """Bands of a map whose rows want these numbers of bits, in order."""
+    whole = np.clip(np.ceil(bits), 2, 8).astype(int).tolist()
+    return tuple(MapBand(len(list(same)), value) for value, same in groupby(whole))
+
+
 @dataclass(frozen=True)
 class QuantisedMap:
     """A stored map: its arrays, and the (R, D) float32 matrix that a lookup multiplies with."""
 
     arrays: dict[str, Array]
     matrix: F32
-    bits: int
 
 
-def quantise_map(matrix: F64, bits: int) -> QuantisedMap:
-    """Store a map (R, D) in few-bit values with one scale a latent entry, or in floats."""
-    if bits >= 16:
-        stored = matrix.astype(np.float16 if bits == 16 else np.float32)
-        return QuantisedMap({"map.values": stored}, stored.astype(np.float32), bits)
-    half_step = half_steps(matrix, bits)
-    codes = round_to_codes(matrix, half_step[:, None].astype(np.float64), bits)
-    dense = levels_from_codes(codes, bits).astype(np.float32) * half_step[:, None]
-    return QuantisedMap({"map.values": pack(codes, bits), "map.scale": half_step}, dense, bits)
+def quantise_map(matrix: F64, bands: tuple[MapBand, ...]) -> QuantisedMap:
+    """Store a map (R, D) in few-bit values with one scale a latent entry."""
+    values, scales, dense, first = [], [], [], 0
+    for band in bands:
+        rows = matrix[first : first + band.rows]
+        half_step = half_steps(rows, band.bits)
+        codes = round_to_codes(rows, half_step[:, None].astype(np.float64), band.bits)
+        values.append(pack(codes, band.bits).reshape(-1))
+        scales.append(half_step)
+        dense.append(levels_from_codes(codes, band.bits).astype(np.float32) * half_step[:, None])
+        first += band.rows
+    arrays: dict[str, Array] = {"map.values": np.concatenate(values), "map.scale": np.concatenate(scales)}
+    return QuantisedMap(arrays, np.concatenate(dense))
 
 
 def half_steps(values: npt.NDArray[np.floating], bits: int) -> F32:

@@ -82,7 +82,7 @@ def native_chosen() -> bool:
 def prepare(data: TableData, backend: str | None = None) -> Kernel:
     """A kernel for this table: of the backend named, or of the best that is installed."""
     chosen = backend or _default()
-    if chosen == "numpy" or (chosen == "native" in backends() and data.table.coded is not None):
+    if chosen == "numpy":
         from hfh_embed.kernels.numpy_backend import NumpyKernel
 
         return NumpyKernel(data)
@@ -92,6 +92,10 @@ def prepare(data: TableData, backend: str | None = None) -> Kernel:
         raise MissingDependencyError(
             "the compiled kernels are not installed; reinstall hfh-embed where a C++ compiler is found, or use numpy"
         )
+    if data.table.coded is not None or data.table.trellis is not None:
+        from hfh_embed.kernels.native_coded import NativeCodedKernel
+
+        return NativeCodedKernel(data)
     from hfh_embed.kernels.native_backend import NativeKernel
 
     return NativeKernel(data)

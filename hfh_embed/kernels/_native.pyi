@@ -136,3 +136,59 @@ class Gradients:
         num_threads: int,
     ) -> float:
         """One step of Adam on the touched lines; returns as :meth:`sgd`."""
+
+class Trellis:
+    """A trellis: runs (n, 3) of steps, entries of a step and bits of a step; ValueError for facts that do not fit."""
+
+    def __init__(
+        self,
+        runs: npt.NDArray[np.int64],
+        state_bits: int,
+        values: npt.NDArray[np.float32],
+        norms: npt.NDArray[np.float32],
+        constant: bool,
+    ) -> None: ...
+    def encode(
+        self,
+        rows: npt.NDArray[np.float32],
+        weight: npt.NDArray[np.float32],
+        states: npt.NDArray[np.uint16],
+        num_threads: int,
+    ) -> None:
+        """Write the states (n, steps) of the rings that describe rows (n, entries) best."""
+
+class CodedPart:
+    """A table whose rows are codes and a map; ValueError for facts that would leave the arrays."""
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        trellis: Trellis | None,
+        chunks: npt.NDArray[np.int64],
+        codebooks: npt.NDArray[np.float32],
+        map: npt.NDArray[np.float32],
+        bias: npt.NDArray[np.float32],
+    ) -> None: ...
+    def rows(
+        self,
+        ring_codes: npt.NDArray[np.uint8],
+        chunk_codes: npt.NDArray[np.uint8],
+        ids: npt.NDArray[np.int64],
+        out: npt.NDArray[np.float32],
+        refuse_unknown: bool,
+        padding_id: int,
+        num_threads: int,
+    ) -> int:
+        """Write whole rows; -1, or the position of the first refused id."""
+
+    def rows_half(
+        self,
+        ring_codes: npt.NDArray[np.uint8],
+        chunk_codes: npt.NDArray[np.uint8],
+        ids: npt.NDArray[np.int64],
+        out: npt.NDArray[np.uint16],
+        refuse_unknown: bool,
+        padding_id: int,
+        num_threads: int,
+    ) -> int:
+        """As rows, in float16, whose bits ``out`` holds."""

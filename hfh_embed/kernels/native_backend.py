@@ -1,4 +1,4 @@
-"""The compiled kernel: hands a table's arrays to the extension, which does the rest. Tables of codes are numpy's."""
+"""The compiled kernel: hands a table's arrays to the extension, which does the rest. Tables of codes are native_coded.py's."""
 
 from __future__ import annotations
 

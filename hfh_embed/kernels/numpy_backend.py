@@ -11,10 +11,11 @@ import numpy.typing as npt
 from hfh_embed.hashing import addresses
 from hfh_embed.kernels import Mode
 from hfh_embed.layout import Array, TableData
-from hfh_embed.packing import levels_from_codes, unpack
-from hfh_embed.spec import PrivateRole, Reconstruction, Unknown
+from hfh_embed.packing import levels_from_codes, packed_bytes, unpack
+from hfh_embed.spec import MapSpec, PrivateRole, Reconstruction, Unknown
+from hfh_embed.windows import Windows, windows_of
 
-__all__ = ["NumpyKernel", "map_matrix"]
+__all__ = ["NumpyKernel", "map_matrix", "map_of_bands"]
 
 BLOCK_ENTRIES = 2**20
 """Entries of the largest temporary array of a block; some eight bytes each, a few at a time."""
@@ -98,8 +99,8 @@ class NumpyKernel:
         data, table = self._data, self._data.table
         known = ids < table.num_embeddings
         e = self._latent(ids, known)
-        if table.map is not None and self._map is not None:
-            e = e @ self._map
+        if table.map is not None:
+            e = e @ self.map
             if table.map.bias:
                 e += data.arrays["map.bias"]
         if table.residual is not None:
@@ -131,6 +132,8 @@ class NumpyKernel:
             z[:, table.latent_dim - table.shared.dim :] += self._shared(ids, weights)
         if table.coded is not None:
             z += self._coded(stored) * known[:, None]
+        if table.trellis is not None:
+            z[:, : table.trellis.width] += self._trellis(stored) * known[:, None]
         if table.exact is not None:
             places, hit = self._exact(ids)
             values = _values(arrays["exact.values"][places], table.exact.bits, table.latent_dim)
@@ -172,7 +175,7 @@ class NumpyKernel:
             (packed, np.zeros((len(ids), 2), dtype=np.uint32)), axis=1
         )  # a code may end in byte + 2
         bit = 0
-        for chunk, codebook in zip(coded.chunks, self._codebooks, strict=True):
+        for chunk, codebook in zip(coded.chunks, self.codebooks, strict=True):
             byte, shift = divmod(bit, 8)
             word = packed[:, byte] | packed[:, byte + 1] << np.uint32(8) | packed[:, byte + 2] << np.uint32(16)
             codes = (word >> np.uint32(shift)) & np.uint32((1 << chunk.bits) - 1)
@@ -183,7 +186,7 @@ class NumpyKernel:
         return z
 
     @functools.cached_property
-    def _codebooks(self) -> list[F32]:
+    def codebooks(self) -> list[F32]:
         """Each codebook as (2**bits, size) float32, made at the first lookup."""
         coded, arrays = self._data.table.coded, self._data.arrays
         assert coded is not None
@@ -197,9 +200,27 @@ class NumpyKernel:
             first += chunk.size << chunk.bits
         return books
 
+    def _trellis(self, ids: Ids) -> F32:
+        arrays, trellis = self._data.arrays, self._data.table.trellis
+        assert trellis is not None
+        states = self._windows.states(arrays["trellis.codes"], ids, trellis)
+        z = np.ones((len(ids), trellis.width), dtype=np.float32)
+        z[:, : trellis.entries] = arrays["trellis.values"][self._windows.book, states]
+        if trellis.norm_bits:
+            z *= arrays["trellis.norms"][self._windows.norms(arrays["trellis.codes"], ids, trellis)][:, None]
+        return z
+
     @functools.cached_property
-    def _map(self) -> F32 | None:
-        return map_matrix(self._data)
+    def _windows(self) -> Windows:
+        assert self._data.table.trellis is not None
+        return windows_of(self._data.table.trellis)
+
+    @functools.cached_property
+    def map(self) -> F32:
+        """The linear map as (R, D) float32, made at the first lookup."""
+        matrix = map_matrix(self._data)
+        assert matrix is not None
+        return matrix
 
     def _exact(self, ids: Ids) -> tuple[Ids, npt.NDArray[np.bool_]]:
         """Places of the exact rows among the ids, and which ids have one."""
@@ -214,6 +235,9 @@ def map_matrix(data: TableData) -> F32 | None:
     table, arrays = data.table, data.arrays
     if table.map is None:
         return None
+    if table.map.bands:
+        banded: F32 = map_of_bands(arrays["map.values"], table.map, table.embedding_dim)
+        return np.ascontiguousarray(banded * arrays["map.scale"][:, None])
     values = _values(arrays["map.values"], table.map.bits, table.embedding_dim)
     return np.ascontiguousarray(values * arrays["map.scale"][:, None] if table.map.bits <= 8 else values)
 
@@ -223,6 +247,16 @@ def _values(stored: Array, bits: int, count: int) -> F32:
     if bits >= 16:
         return stored.astype(np.float32)
     return levels_from_codes(unpack(stored, count, bits), bits).astype(np.float32)
+
+
+def map_of_bands(stored: Array, linear: MapSpec, dim: int) -> F32:
+    """The levels of a map whose rows have several numbers of bits, (R, D) float32."""
+    rows, first = [], 0
+    for band in linear.bands:
+        last = first + band.rows * packed_bytes(dim, band.bits)
+        rows.append(_values(stored[first:last].reshape(band.rows, -1), band.bits, dim))
+        first = last
+    return np.concatenate(rows)
 
 
 def _gather(pool: Array, slots: Ids, bits: int) -> npt.NDArray[Any]:

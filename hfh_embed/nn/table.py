@@ -15,6 +15,7 @@ from hfh_embed.layout import Array, TableData
 from hfh_embed.nn.coded import Coded
 from hfh_embed.nn.pool import Pool, part_std
 from hfh_embed.nn.rounding import Scaling, StoredValues, rounded_rms
+from hfh_embed.nn.trellis import BandedMap, Trellis
 from hfh_embed.packing import levels_from_codes, unpack
 from hfh_embed.spec import PrivateRole, TableSpec
 
@@ -35,7 +36,7 @@ class Rows(nn.Module):
     private: StoredValues
     exact: StoredValues
     exact_ids: Tensor
-    map: StoredValues
+    map: StoredValues | BandedMap
     map_bias: nn.Parameter | None
 
     def __init__(self, spec: TableSpec, pool: Pool | None, std: float = 1.0, loaded: TableData | None = None) -> None:
@@ -58,7 +59,8 @@ class Rows(nn.Module):
             )
             self.map_bias = nn.Parameter(torch.zeros(spec.embedding_dim)) if spec.map.bias else None
         self.coded = Coded(spec, loaded) if spec.coded is not None and loaded is not None else None
-        if spec.coded is not None and loaded is None:
+        self.trellis = Trellis(spec, loaded) if spec.trellis is not None and loaded is not None else None
+        if (spec.coded is not None or spec.trellis is not None) and loaded is None:
             raise SpecError("codes describe a table that is already trained; use from_pretrained")
         if loaded is not None:
             self._load(loaded)
@@ -132,6 +134,9 @@ class Rows(nn.Module):
         if self.coded is not None:
             codes = self.coded(ids)
             z = codes if z is None else z + codes
+        if self.trellis is not None:
+            rings = _placed(self.trellis(ids), 0, spec.latent_dim)
+            z = rings if z is None else z + rings
         assert z is not None
         if spec.exact is not None:
             place = torch.searchsorted(self.exact_ids, ids).clamp_max(len(self.exact_ids) - 1)
@@ -161,7 +166,9 @@ class Rows(nn.Module):
             )
         if spec.map is not None and self.map_bias is not None:
             out["map.bias"] = self.map_bias.cpu().numpy().astype(np.float32)
-        return out | (self.coded.arrays() if self.coded is not None else {})
+        for codes in (self.coded, self.trellis):
+            out |= codes.arrays() if codes is not None else {}
+        return out
 
     @torch.no_grad()
     def _load(self, data: TableData) -> None:
@@ -174,6 +181,9 @@ class Rows(nn.Module):
                 self.scale.copy_(torch.tensor(arrays["shared.scale"][0]))
         for part in ("private", "exact", "map"):
             if (facts := getattr(spec, part)) is not None:
+                if part == "map" and facts.bands:
+                    self.map = BandedMap(facts.bands, spec.embedding_dim, arrays["map.values"], arrays["map.scale"])
+                    continue
                 count = {"private": getattr(facts, "dim", 0), "exact": spec.latent_dim, "map": spec.embedding_dim}[part]
                 setattr(self, part, loaded_values(arrays, part, facts.bits, count))
         if spec.exact is not None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from hfh_embed.verbs import bench, compress, evaluate, files, planning
+from hfh_embed.verbs import bench, compare, compress, evaluate, files, planning
 from hfh_embed.verbs.base import CheckFailedError, Verb
 
 __all__ = ["VERBS", "CheckFailedError", "Verb"]
 
 VERBS: dict[str, Verb] = {
     "bench": bench.BENCH,
+    "compare": compare.COMPARE,
     "compress": compress.COMPRESS,
     "eval": evaluate.EVAL,
     "export": files.EXPORT,

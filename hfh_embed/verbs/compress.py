@@ -6,12 +6,12 @@ import argparse
 import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from hfh_embed.errors import InputError
+from hfh_embed.errors import InputError, MissingDependencyError
 from hfh_embed.verbs.base import Progress, Verb, bytes_text, print_json
 
 if TYPE_CHECKING:
@@ -28,10 +28,22 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         help=".npy, .npz, .safetensors, a torch checkpoint, word2vec or GloVe text, .parquet",
     )
     parser.add_argument("-o", "--output", metavar="OUT.hfh", type=Path, required=True)
-    parser.add_argument("--ratio", type=float, required=True, help="dense float32 bytes / stored bytes: 20")
+    size = parser.add_mutually_exclusive_group(required=True)
+    size.add_argument("--ratio", type=float, help="dense float32 bytes / stored bytes: 20")
+    size.add_argument("--min-cosine", type=float, metavar="C", help="the smallest table with this mean cosine: 0.95")
+    size.add_argument("--min-recall", type=float, metavar="R", help="the smallest table with this recall@10: 0.8")
+    parser.add_argument(
+        "--metric",
+        choices=("cosine", "dot", "l2"),
+        default="cosine",
+        help="whose neighbours count when forms are compared",
+    )
+    parser.add_argument("--nan", choices=("refuse", "zero"), default="refuse", help="rows with NaN or infinite values")
     parser.add_argument("--tensor", help="which tensor of a file with several")
     parser.add_argument("--name", help="the table's name in the snapshot (default: the tensor's or the file's)")
-    parser.add_argument("--frequencies", metavar="F", type=Path, help=".npy with how often each id is used")
+    parser.add_argument(
+        "--frequencies", metavar="F", type=Path, help="how often each id is used: .npy, .csv or .parquet"
+    )
     parser.add_argument("--vocabulary", metavar="F", type=Path, help="text file with the key of each row, one a line")
     parser.add_argument(
         "--overlay", metavar="URL", help="Redis whose rows of this table, written by clients of the service, go into it"
@@ -60,6 +72,10 @@ def _run(args: argparse.Namespace) -> None:
         snapshot = compress(
             table.rows,
             ratio=args.ratio,
+            min_cosine=args.min_cosine,
+            min_recall=args.min_recall,
+            metric=args.metric,
+            nan=args.nan,
             name=args.name or table.name,
             frequencies=frequencies,
             vocabulary=table.vocabulary,
@@ -115,18 +131,95 @@ def _table(args: argparse.Namespace) -> tuple[DenseTable, dict[str, str]]:
 
 
 def read_frequencies(path: Path, count: int) -> npt.NDArray[np.float64]:
-    """How often each id is used, (count,) float64, from an .npy file; InputError when it does not fit the table."""
-    try:
-        values = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise InputError(f"{path} is not a readable .npy file ({error}); save one with numpy.save") from None
-    if getattr(values, "shape", None) != (count,) or values.dtype.kind not in "iuf":
-        shape = f"{values.dtype} of shape {values.shape}" if isinstance(values, np.ndarray) else "an archive"
-        raise InputError(f"{path} holds {shape}; give one number for each of the {count:,} ids")
+    """How often each id is used, (count,) float64, from an .npy, .csv or .parquet file; InputError when it does not fit the table.
+
+    A .csv file has a number a line, or ids and numbers in its first two columns, and may have a line of names; a .parquet file has a
+    column of numbers, or one of ids and one of numbers. Ids that are not listed get 0.
+    """
+    readers = {".npy": _npy_columns, ".csv": _csv_columns, ".parquet": _parquet_columns}
+    if path.suffix.lower() not in readers:
+        raise InputError(f"{path} ends in {path.suffix or 'nothing'!r}; frequencies come as {', '.join(readers)}")
+    columns = readers[path.suffix.lower()](path)
+    if len(columns) == 2:
+        ids, values = columns
+        if (
+            ids.dtype.kind not in "iu"
+            or (ids.size and (ids.min() < 0 or ids.max() >= count))
+            or len(np.unique(ids)) < len(ids)
+        ):
+            raise InputError(f"{path}: the first column must have ids, each once, from 0 to {count - 1:,}")
+        whole = np.zeros(count)
+        whole[ids] = values
+        values = whole
+    else:
+        values = columns[0]
+    if values.shape != (count,) or values.dtype.kind not in "iuf":
+        raise InputError(
+            f"{path} holds {values.dtype} of shape {values.shape}; give one number for each of the {count:,} ids"
+        )
     frequencies: npt.NDArray[np.float64] = values.astype(np.float64)
     if not np.isfinite(frequencies).all() or frequencies.min() < 0 or not frequencies.any():
         raise InputError(f"{path} has negative, infinite or only zero frequencies; give counts")
     return frequencies
+
+
+def _npy_columns(path: Path) -> list[npt.NDArray[Any]]:
+    try:
+        values = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise InputError(f"{path} is not a readable .npy file ({error}); save one with numpy.save") from None
+    if not isinstance(values, np.ndarray):
+        raise InputError(f"{path} is an archive; save one array with numpy.save")
+    return [values]
+
+
+def _csv_columns(path: Path) -> list[npt.NDArray[Any]]:
+    import csv
+
+    lines: list[list[str]] = []
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            for fields in csv.reader(file):
+                if fields:
+                    lines.append(fields[:2])
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path} is not readable CSV text ({error})") from None
+    if lines and not _is_number(lines[0][-1]):
+        lines = lines[1:]
+    if not lines or len({len(fields) for fields in lines}) != 1:
+        raise InputError(f"{path} needs one number a line, or an id and a number, in all lines alike")
+    try:
+        numbers = np.array([float(fields[-1]) for fields in lines])
+        return [numbers] if len(lines[0]) == 1 else [np.array([int(fields[0]) for fields in lines]), numbers]
+    except (ValueError, OverflowError) as error:
+        raise InputError(f"{path} has something that is not a number ({error})") from None
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _parquet_columns(path: Path) -> list[npt.NDArray[Any]]:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise MissingDependencyError(
+            f"reading {path} needs pyarrow; install it with: pip install 'hfh-embed[parquet]'"
+        ) from None
+    try:
+        table = pq.read_table(path)
+    except pa.ArrowInvalid as error:
+        raise InputError(f"{path} is not a readable parquet file ({error})") from None
+    if table.num_columns not in (1, 2) or any(column.null_count for column in table.columns):
+        raise InputError(
+            f"{path} has {table.num_columns} columns; give one of numbers, or one of ids and one of numbers, without gaps"
+        )
+    return [column.to_numpy() for column in table.columns]
 
 
 COMPRESS = Verb("a trained table at a fraction of its bytes", _arguments, _run)

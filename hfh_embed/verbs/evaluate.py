@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 import hfh_embed
 from hfh_embed.errors import InputError
+from hfh_embed.lookup import Table
 from hfh_embed.verbs.base import CheckFailedError, Progress, Verb, print_json
 from hfh_embed.verbs.compress import read_frequencies
 from hfh_embed.verbs.files import pick_table
 from hfh_embed.verbs.planning import print_parts
 
 __all__ = ["EVAL"]
+
+BOUND_ROWS = 65_536
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,19 +49,37 @@ def _run(args: argparse.Namespace) -> None:
             from hfh_embed.plots import plot_errors
 
             plot_errors(table, dense, args.plot, frequencies=frequencies)
+        least = _bound(table, dense, args.seed)
         progress.close()
         if args.json:
             print_json(
-                result.to_dict() | {"ratio": snapshot.ratio, "nbytes": snapshot.nbytes, "parts": dict(snapshot.parts())}
+                result.to_dict()
+                | {"rate_distortion_bound": least}
+                | {"ratio": snapshot.ratio, "nbytes": snapshot.nbytes, "parts": dict(snapshot.parts())}
             )
         else:
             print(result.to_text())
+            print(f"bound           {least:.4f}  (relative error of Gaussian rows with these covariances and bytes)")
             print()
             print_parts(snapshot.spec)
     if args.min_cosine is not None and result.mean_cosine < args.min_cosine:
         raise CheckFailedError(
             f"the mean cosine is {result.mean_cosine:.4f}, below the {args.min_cosine:g} that was asked for"
         )
+
+
+def _bound(table: Table, dense: npt.NDArray[Any], seed: int) -> float:
+    """The rate-distortion bound at the table's own bytes, from the covariance of at most BOUND_ROWS rows."""
+    from hfh_embed.codec.allocation import error_bound
+
+    picked = np.arange(len(dense))
+    if len(dense) > BOUND_ROWS:
+        picked = np.sort(np.random.default_rng(seed).choice(len(dense), BOUND_ROWS, replace=False))
+    rows = np.asarray(dense[picked], dtype=np.float64)
+    centred = rows - rows.mean(axis=0)
+    variance = np.linalg.eigvalsh(centred.T @ centred / len(rows))[::-1]
+    energy = float((rows**2).sum(axis=1).mean())
+    return error_bound(np.maximum(variance, 0), 8 * table.nbytes / len(dense)) / energy if energy else 0.0
 
 
 EVAL = Verb("what compression lost: cosine, error, neighbours", _arguments, _run)

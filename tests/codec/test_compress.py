@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from hfh_embed import reference
 from hfh_embed.codec import compress
-from hfh_embed.codec.allocation import chunks_for, water_filling
+from hfh_embed.codec.allocation import error_bound, left_over, runs_for, water_filling
 from hfh_embed.errors import InputError, RatioError
 from hfh_embed.fidelity import compare
 
@@ -23,13 +23,13 @@ def _error(rows: np.ndarray, decoded: np.ndarray) -> float:
 
 
 @given(
-    n=st.integers(1, 700),
+    n=st.integers(1, 400),
     dim=st.integers(1, 40),
     ratio=st.floats(1, 80),
     seed=st.integers(0, 3),
     frequencies=st.booleans(),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_the_ratio_is_met_or_refused_with_the_nearest(
     n: int, dim: int, ratio: float, seed: int, frequencies: bool
 ) -> None:
@@ -48,7 +48,7 @@ def test_the_ratio_is_met_or_refused_with_the_nearest(
     assert np.abs(found - reference.rows(snapshot["table"].data, np.arange(n))).max() < 1e-4
 
 
-@pytest.mark.parametrize("ratio", [1, 2, 4, 6, 8, 12, 16, 24, 32])
+@pytest.mark.parametrize("ratio", [1, 6, 16])
 def test_what_is_stored_grows_with_what_may_be_stored(ratio: float) -> None:
     errors = [_error(ROWS, compress(ROWS, ratio=r)["table"].lookup(np.arange(len(ROWS)))) for r in (ratio, 2 * ratio)]
     assert errors[0] < errors[1] < 1
@@ -133,6 +133,53 @@ def test_what_is_no_table_is_refused(rows, message: str) -> None:
         compress(rows, ratio=4)
 
 
+def test_nan_rows_become_zeros_on_request() -> None:
+    rows = ROWS.copy()
+    rows[[3, 17, 4000]] = np.nan
+    kept = rows.copy()
+    found = compress(rows, ratio=4, nan="zero")["table"].lookup([3, 17, 4000, 5])
+    assert np.array_equal(rows, kept, equal_nan=True), "the caller's rows were changed"
+    assert np.abs(found[:3]).max() < 0.2 * np.abs(found[3]).max()
+
+
+def test_a_floor_is_kept_by_the_whole_table() -> None:
+    rows = ROWS[:1_500]
+    for floor, figure in (({"min_cosine": 0.9}, "mean_cosine"), ({"min_recall": 0.5}, "recall_at_10")):
+        snapshot = compress(rows, **floor)
+        assert getattr(compare(snapshot["table"], rows), figure) >= next(iter(floor.values()))
+        assert snapshot.ratio > 8
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"ratio": 8, "min_cosine": 0.9},
+        {"min_cosine": 1.5},
+        {"min_recall": 0},
+        {"ratio": 8, "metric": "angle"},
+        {"ratio": 8, "nan": "skip"},
+    ],
+)
+def test_options_that_do_not_fit_are_refused(options: dict) -> None:
+    with pytest.raises(InputError):
+        compress(ROWS[:100], **options)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "dot", "l2"])
+def test_every_metric_gives_a_table(metric: str) -> None:
+    assert compress(ROWS[:2_000], ratio=8, metric=metric).ratio >= 8
+
+
+def test_clustered_rows_begin_with_codes_of_the_whole_row() -> None:
+    generator = np.random.default_rng(5)
+    centres = generator.normal(size=(100, 24)) * 3
+    rows = (centres[generator.integers(0, 100, 20_000)] + generator.normal(size=(20_000, 24)) * 0.3).astype(np.float32)
+    snapshot = compress(rows, ratio=32)
+    assert snapshot.spec.tables[0].coded is not None
+    assert _error(rows, snapshot["table"].lookup(np.arange(len(rows)))) < 0.02
+
+
 def test_nan_rows_are_listed() -> None:
     rows = ROWS.copy()
     rows[[3, 17, 4000]] = np.nan
@@ -160,9 +207,21 @@ def test_water_filling_spends_what_it_was_given(variance: list[float], bits: int
     assert (np.diff(given_bits) <= 1e-9).all(), "a smaller variance got more bits"
 
 
-@given(st.integers(1, 80), st.integers(1, 40), st.floats(0.5, 2))
-def test_chunks_cover_a_beginning_and_spend_at_most_the_bits(dim: int, row_bytes: int, power: float) -> None:
-    chunks = chunks_for(1 / np.arange(1, dim + 1), 8 * row_bytes, power)
-    assert [chunk.start for chunk in chunks] == np.cumsum([0, *(chunk.size for chunk in chunks[:-1])]).tolist()
-    assert sum(chunk.bits for chunk in chunks) <= 8 * row_bytes
-    assert sum(chunk.bits for chunk in chunks) == min(8 * row_bytes, 8 * len(chunks)) or len(chunks) == dim
+@given(st.integers(1, 80), st.integers(1, 320), st.floats(0.5, 2))
+def test_runs_spend_the_bits_on_the_first_entries(dim: int, bits: int, power: float) -> None:
+    runs = runs_for(1 / np.arange(1, dim + 1), bits, power)
+    rates = [run.bits / run.entries for run in runs]
+    assert rates == sorted(rates, reverse=True)
+    assert sum(run.steps * run.entries for run in runs) <= dim
+    assert sum(run.steps * run.bits for run in runs) == min(bits, 8 * dim)
+
+
+@pytest.mark.parametrize("power", [1.0, 1.25])
+def test_no_code_is_better_than_the_bound(power: float) -> None:
+    variance = SPECTRUM**2
+    runs = runs_for(variance, 96, power)
+    left = np.ones(len(variance))
+    rates = np.repeat([left_over(run) for run in runs], [run.steps * run.entries for run in runs])
+    left[: len(rates)] = rates
+    bound = error_bound(variance, 96)
+    assert bound < float((left * variance).sum()) < 1.5 * bound

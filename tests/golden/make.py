@@ -29,6 +29,9 @@ KEPT = (
     "residual",
     "exact",
     "padding-zero",
+    "trellis",
+    "trellis-bands",
+    "trellis-coded",
 )
 
 
@@ -49,9 +52,11 @@ def hashing() -> None:
 
 def snapshots() -> None:
     ids = np.array([0, 1, 7, 500, 1002])
+    folder = HERE / f"format{FORMAT_VERSION}"
+    folder.mkdir(exist_ok=True)
     for case in KEPT:
-        folder = HERE / f"format{FORMAT_VERSION}"
-        folder.mkdir(exist_ok=True)
+        if (folder / f"{case}.hfh").exists():
+            continue
         words = {"users": [f"key {number}" for number in range(1_003)]} if case == "exact" else None
         snapshot = snapshot_of(*CASES[case], vocabularies=words, metadata={"case": case})
         snapshot.save(folder / f"{case}.hfh")

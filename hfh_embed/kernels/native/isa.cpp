@@ -30,6 +30,6 @@ static void gather(const float* table, int64_t dim, const int64_t* ids, int64_t 
 #define HFH_NAME(x) HFH_TEXT(x)
 extern const Kernels HFH_KERNELS{HFH_NAME(HFH_ISA), HFH_ISA::scratch_floats, HFH_ISA::rows,         HFH_ISA::bags,
                                  HFH_ISA::addresses, HFH_ISA::locate,         HFH_ISA::sort_by_line, HFH_ISA::update,
-                                 HFH_ISA::scatter,   HFH_ISA::pack,           HFH_ISA::gather};
+                                 HFH_ISA::scatter,   HFH_ISA::pack,           HFH_ISA::to_half,      HFH_ISA::gather};
 
 }  // namespace hfh

@@ -142,6 +142,7 @@ struct Kernels {
   double (*update)(const Step&, int64_t begin, int64_t end);
   void (*scatter)(const Shared&, const int64_t* ids, int64_t count, const float* grads, float factor, float* gradient);
   void (*pack)(const float* values, int64_t count, int bits, float half_step, uint8_t* bytes);
+  void (*to_half)(const float* from, int64_t count, uint16_t* to);
   // Rows of an uncompressed table, for comparison.
   void (*gather)(const float* table, int64_t dim, const int64_t* ids, int64_t count, float* out);
 };

@@ -68,4 +68,5 @@ NB_MODULE(_native, m) {
   m.def("gather", &gather, "table"_a.noconvert(), "ids"_a.noconvert(), "out"_a.noconvert());
   bind_tables(m);
   bind_training(m);
+  bind_coded(m);
 }

@@ -1,0 +1,309 @@
+"""Rows as codes: stages of whole-row codebooks, a trellis over the principal axes of what they leave, and a map back.
+
+Fitted on a sample, then any rows are encoded, block by block. ``plan_coded`` finds the most bits a row that a number of bytes allows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from hfh_embed.codec.allocation import error_bound, runs_for
+from hfh_embed.codec.codebooks import STAGE_BITS, STAGE_CODES, Stages, kmeans, kmeans_1d, nearest
+from hfh_embed.codec.transform import Axes, QuantisedMap, bands_for, principal_axes, quantise_map
+from hfh_embed.codec.trellis import FARTHEST, LARGEST, Books, encode_rings, fit_books, pack_rings
+from hfh_embed.layout import Array, table_arrays
+from hfh_embed.spec import CodeChunk, CodedSpec, ExactSpec, MapSpec, TableSpec, TrellisSpec
+
+__all__ = ["CodedFit", "CodedPlan", "Effort", "Form", "fit_coded", "nbytes", "plan_coded"]
+
+F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
+Progress = Callable[[int, int, str], None]
+POWER = 1.25
+"""Bits follow variance ** POWER: a little above 1 costs hardly any error and keeps more true neighbours."""
+
+LEAST_STATE_BITS = 8
+BOOK_SHARE = 0.004
+"""A trellis has more states the more rows share its books: these take about this share of the bytes."""
+
+MAP_ROWS_EACH = 16
+"""Rows that the map is fitted to, for each of its own."""
+
+CENTRE_SHARE = 0.002
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How hard to search: states of the trellis (as bits), rounds and rows of fitting its books, rows of fitting axes and stages."""
+
+    state_bits: int
+    rounds: int
+    rows: int
+    stage_rows: int
+    threads: int
+
+
+@dataclass(frozen=True)
+class Form:
+    """What codes are made of: how many stages, and whether each id has a factor of its own."""
+
+    stages: int
+    norms: bool
+    exact: ExactSpec | None = None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Rows to fit to (n, D), float32, with weights (n,) of mean 1."""
+
+    rows: F32
+    weights: F64
+
+
+@dataclass(frozen=True)
+class CodedPlan:
+    """A form within its bytes: the table, and what was learnt from the sample on the way."""
+
+    table: TableSpec
+    form: Form
+    axes: Axes
+    centroids: list[F32]
+    """Of each stage, in the rows' own space (STAGE_CODES, D)."""
+    members: list[F64]
+    """Of each stage, how many rows of the sample are nearest to each centroid (STAGE_CODES,)."""
+
+
+def nbytes(table: TableSpec) -> int:
+    """Stored bytes of one table."""
+    return sum(array.nbytes for array in table_arrays(table).values())
+
+
+def plan_coded(
+    table: TableSpec, budget: int, sample: Sample, form: Form, effort: Effort, seed: int
+) -> CodedPlan | None:
+    """The most bits a row that ``budget`` bytes allow for this form; None when they do not suffice."""
+    sample = Sample(sample.rows[: effort.stage_rows], sample.weights[: effort.stage_rows])
+    rows = _unit(sample.rows) if form.norms else sample.rows
+    centroids, members = [], []
+    for stage in range(form.stages):
+        centroids.append(kmeans(rows, sample.weights, seed + stage))
+        codes = nearest(rows, centroids[-1])
+        members.append(np.bincount(codes, sample.weights, STAGE_CODES).astype(np.float64))
+        rows = rows - centroids[-1][codes]
+    axes = principal_axes(rows, sample.weights, centred=form.stages == 0)
+    if not axes.variance.max() > 0:
+        return None
+    spread = float(np.std(np.log(np.maximum(np.linalg.norm(sample.rows, axis=1), 1e-30)))) if form.norms else 0.0
+    low, high, best = 1, 9 * table.embedding_dim, None
+    while low <= high:
+        bits = (low + high) // 2
+        spec = _spec(table, budget, form, axes, centroids, bits, spread, effort)
+        if spec is not None and nbytes(spec) <= budget:
+            best, low = spec, bits + 1
+        else:
+            high = bits - 1
+    return None if best is None else CodedPlan(best, form, axes, centroids, members)
+
+
+def _spec(
+    table: TableSpec,
+    budget: int,
+    form: Form,
+    axes: Axes,
+    centroids: list[F32],
+    bits: int,
+    spread: float,
+    effort: Effort,
+) -> TableSpec | None:
+    n, dim = table.num_embeddings, table.embedding_dim
+    runs = runs_for(axes.variance, bits, POWER)
+    if not runs:
+        return None
+    ring_bits = sum(run.steps * run.bits for run in runs)
+    books, longest = sum(run.entries for run in runs), max(run.bits for run in runs)
+    affordable = int(np.log2(max(BOOK_SHARE * budget / books, 2)))
+    state_bits = min(max(longest, min(max(affordable, LEAST_STATE_BITS), effort.state_bits)), ring_bits)
+    norm_bits, constant = 0, False
+    if form.norms:
+        energy = float(axes.variance.sum() + (axes.centre**2).sum())
+        error = max(error_bound(axes.variance, bits) / energy, 1e-6)
+        norm_bits = int(np.clip(np.ceil(0.5 * np.log2(max(60 * spread**2 / error, 1))), 2, 8))
+        constant = bool((axes.centre**2).sum() > CENTRE_SHARE * energy)
+    trellis = TrellisSpec(runs, state_bits, 16 if longest > 5 else 8, norm_bits, constant)
+    rate = np.repeat([run.bits / run.entries for run in runs], [run.steps * run.entries for run in runs])
+    if form.stages:
+        energy_along = sum(((book @ axes.axes.T) ** 2).mean(axis=0) for book in centroids)
+        useful = np.flatnonzero(energy_along * n > error_bound(axes.variance, bits))
+        rate = np.concatenate((rate, np.zeros(max(0, (int(useful[-1]) + 1 if len(useful) else 0) - len(rate)))))
+    share = 0.5 * np.log2(max(n / dim, 1))
+    wanted = rate + share + 0.5
+    if constant:
+        wanted = np.append(wanted, 8)
+    coded = None
+    if form.stages:
+        book_bits = 4 if 0.5 * np.log2(max(n / STAGE_CODES, 1)) < 5 else 8
+        coded = CodedSpec(tuple(CodeChunk(0, len(rate), STAGE_BITS) for _ in range(form.stages)), book_bits)
+    linear = MapSpec(8, bias=form.stages == 0 and not form.norms, bands=bands_for(wanted))
+    return table.replace(
+        coded=coded, trellis=trellis, private=None, exact=form.exact, map=linear, latent_dim=len(wanted)
+    )
+
+
+def _unit(rows: F32) -> F32:
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    return (rows / np.where(norms > 0, norms, 1)).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class CodedFit:
+    """A fitted form, ready to encode rows."""
+
+    table: TableSpec
+    project: F32
+    """(D, R): rows, less the centre, along the axes."""
+    deviation: F64
+    """(entries of the trellis,): what rows along the axes are divided by."""
+    centre: F32
+    stages: Stages
+    books: Books
+    map: QuantisedMap
+    norms: F32 | None
+    threads: int
+
+    @property
+    def trellis(self) -> TrellisSpec:
+        """The trellis of the table."""
+        assert self.table.trellis is not None
+        return self.table.trellis
+
+    def shape(self, rows: F32) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint16], F32]:
+        """Stage codes, states and latent rows (n, R) of rows (n, D), before their factor."""
+        scaled = _unit(rows) if self.norms is not None else rows
+        codes, rest, latent = self.stages.encode(((scaled - self.centre) @ self.project).astype(np.float32))
+        entries = self.trellis.entries
+        states = encode_rings(
+            (rest[:, :entries] / self.deviation).astype(np.float32),
+            self.trellis,
+            self.books.values * self.books.unit,
+            self.deviation**2 / max(float((self.deviation**2).mean()), 1e-300),
+            self.threads,
+        )
+        latent[:, :entries] += self.books.decode(states)
+        if self.trellis.constant:
+            latent = np.concatenate((latent, np.ones((len(latent), 1), dtype=np.float32)), axis=1)
+        return codes, states, latent
+
+    def encode(self, rows: F32) -> tuple[dict[str, Array], F32]:
+        """Stored arrays with one entry a row (rings as single bits), and the rows as they will be looked up."""
+        codes, states, latent = self.shape(rows)
+        norm = None
+        if self.norms is not None:
+            norm = self._norm_codes(rows, latent @ self.map.matrix)
+            latent = latent * self.norms[norm][:, None]
+        arrays: dict[str, Array] = {"trellis.codes": pack_rings(states, norm, self.trellis)}
+        if self.table.coded is not None:
+            arrays["coded.codes"] = codes
+        return arrays, self.dense(latent)
+
+    def _norm_codes(self, rows: F32, shapes: F32) -> npt.NDArray[np.uint8]:
+        """The factor of each row that leaves the least error."""
+        assert self.norms is not None
+        length = (shapes**2).sum(axis=1)
+        wanted = np.divide((rows * shapes).sum(axis=1), length, out=np.zeros_like(length), where=length > 0)
+        wanted[~rows.any(axis=1)] = 0
+        places = np.searchsorted((self.norms[1:] + self.norms[:-1]) / 2, wanted)
+        return places.astype(np.uint8)
+
+    def dense(self, latent: F32) -> F32:
+        """Latent rows (n, R) as rows (n, D)."""
+        rows: F32 = latent @ self.map.matrix
+        if self.table.map is not None and self.table.map.bias:
+            rows += self.centre
+        return rows
+
+    def latent(self, rows: F32) -> F32:
+        """The latent rows (n, R) nearest to rows (n, D): what exact rows store."""
+        bias = self.centre if self.table.map is not None and self.table.map.bias else np.float32(0)
+        solved = np.linalg.lstsq(self.map.matrix.T.astype(np.float64), (rows - bias).T.astype(np.float64), rcond=None)
+        found: F32 = solved[0].T.astype(np.float32)
+        return found
+
+    def shared_arrays(self) -> dict[str, Array]:
+        """The stored arrays that all rows use."""
+        arrays = self.map.arrays | self.stages.arrays | {"trellis.values": self.books.values}
+        if self.norms is not None:
+            arrays["trellis.norms"] = self.norms
+        if self.table.map is not None and self.table.map.bias:
+            arrays["map.bias"] = self.centre
+        return arrays
+
+
+def fit_coded(plan: CodedPlan, sample: Sample, effort: Effort, seed: int, tell: Progress) -> CodedFit:
+    """Fit books, factors and the map of a plan to the sample."""
+    table, axes, form = plan.table, plan.axes, plan.form
+    trellis, linear = table.trellis, table.map
+    assert trellis is not None and linear is not None
+    width = table.latent_dim - trellis.constant
+    project = axes.axes[:width].T.astype(np.float32)
+    deviation = np.sqrt(np.maximum(axes.variance[: trellis.entries], 1e-30))
+    centre = axes.centre.astype(np.float32)
+    rows = sample.rows[: max(effort.rows, MAP_ROWS_EACH * table.latent_dim)]
+    weights = sample.weights[: len(rows)]
+    along = (((_unit(rows) if form.norms else rows) - centre) @ project).astype(np.float32)
+    unit = np.sqrt(np.maximum(axes.variance[:width], 1e-30)) * (FARTHEST / LARGEST[trellis.value_bits])
+    books = [(book @ project).astype(np.float32) for book in plan.centroids]
+    bits = table.coded.codebook_bits if table.coded is not None else 8
+    stages = Stages.store(books, plan.members, unit, bits)
+    _, rest, _ = stages.encode(along)
+    few = slice(0, effort.rows)
+    fitted = fit_books(
+        (rest[few, : trellis.entries] / deviation).astype(np.float32),
+        weights[few],
+        trellis,
+        deviation**2 / max(float((deviation**2).mean()), 1e-300),
+        effort.rounds,
+        seed,
+        effort.threads,
+        tell,
+    )
+    matrix = unit[:, None] * axes.axes[:width]
+    if trellis.constant:
+        matrix = np.concatenate((matrix, axes.centre[None]))
+    norms = _norms(rows, trellis.norm_bits) if form.norms else None
+    first = CodedFit(
+        table, project, deviation, centre, stages, fitted, quantise_map(matrix, linear.bands), norms, effort.threads
+    )
+    first = dataclasses.replace(first, map=QuantisedMap({}, matrix.astype(np.float32)))
+    _, _, latent = first.shape(rows)
+    if norms is not None:
+        latent = latent * norms[first._norm_codes(rows, first.dense(latent))][:, None]
+    target = rows - (centre if linear.bias else np.float32(0))
+    solved = _least_squares(latent, target, weights, matrix)
+    return dataclasses.replace(first, map=quantise_map(solved, linear.bands))
+
+
+def _norms(rows: F32, bits: int) -> F32:
+    """Factors for rows of these lengths: 0 where there are rows of zeros, the others by equal ratios."""
+    lengths = np.linalg.norm(rows.astype(np.float64), axis=1)
+    some = lengths[lengths > 0]
+    zero = len(some) < len(lengths)
+    count = (1 << bits) - zero
+    centres = np.exp(kmeans_1d(np.log(some if len(some) else np.ones(1)), np.ones(max(len(some), 1)), count))
+    return np.concatenate((np.zeros(int(zero)), centres)).astype(np.float32)
+
+
+def _least_squares(latent: F32, rows: F32, weights: F64, near: F64) -> F64:
+    """The map (R, D) that turns latent rows back with the least weighted error, drawn towards ``near``."""
+    scale = np.sqrt(np.maximum((latent.astype(np.float64) ** 2).mean(axis=0), 1e-30))
+    scaled = latent / scale
+    weighted = scaled * weights[:, None]
+    gram = scaled.T @ weighted
+    ridge = 1e-4 * max(np.trace(gram) / len(gram), 1e-12)
+    goal = weighted.T @ rows + ridge * (near * scale[:, None])
+    solved: F64 = np.linalg.solve(gram + ridge * np.eye(len(gram)), goal) / scale[:, None]
+    return solved

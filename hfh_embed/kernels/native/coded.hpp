@@ -1,0 +1,134 @@
+// Codes of a trained table: decoding its rows, and Viterbi's search for the codes of a row.
+//
+// A state of the trellis is a window of state_bits bits of a row's ring. Step t appends some bits, and the new state names the step's
+// values in its books (Marcellin and Fischer, "Trellis coded quantization", IEEE Trans. Communications 1990; states that are windows
+// of a bit string: Tseng et al., "QTIP", NeurIPS 2024). The ring has no beginning: a first pass over the seam chooses the state
+// there, and a second one begins and ends with it. All states of a step are worked on at once, 16 to a vector.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <vector>
+
+#include "simd.hpp"
+#include "trellis_plan.hpp"
+
+#ifdef HFH_X86
+#include <immintrin.h>
+#endif
+
+namespace hfh {
+
+typedef float Floats __attribute__((vector_size(64), aligned(4), may_alias));
+typedef int32_t Ints __attribute__((vector_size(64), aligned(4), may_alias));
+typedef uint16_t Shorts __attribute__((vector_size(32), aligned(2), may_alias));
+constexpr int kLanes = 16;
+constexpr int64_t kSlack = 16;  // bytes that may be read after a row's last
+
+// Clang has no push_options; it keeps to the instructions that it is given.
+#if defined(HFH_X86) && !defined(__clang__)
+#define HFH_CODED_X86 1
+#pragma GCC push_options
+#pragma GCC target("arch=x86-64-v4")
+namespace coded_avx512 {
+constexpr int kTall = 6, kWide = 4;
+#define HFH_BODY_AVX512
+#include "coded_body.hpp"
+#undef HFH_BODY_AVX512
+}  // namespace coded_avx512
+#pragma GCC pop_options
+#pragma GCC push_options
+#pragma GCC target("arch=x86-64-v3")
+namespace coded_avx2 {
+constexpr int kTall = 6, kWide = 1;
+#include "coded_body.hpp"
+}  // namespace coded_avx2
+#pragma GCC pop_options
+#endif
+namespace coded_portable {
+constexpr int kTall = 2, kWide = 1;
+#include "coded_body.hpp"
+}  // namespace coded_portable
+
+#ifdef HFH_CODED_X86
+#define HFH_DISPATCH(simd, call)                          \
+  ((simd) == hfh::Simd::kAvx512 ? hfh::coded_avx512::call \
+                                : (simd) == hfh::Simd::kAvx2 ? hfh::coded_avx2::call : hfh::coded_portable::call)
+#else
+#define HFH_DISPATCH(simd, call) ((void)(simd), hfh::coded_portable::call)
+#endif
+
+// One thread's working memory for encoding.
+class TrellisEncoder {
+ public:
+  TrellisEncoder(Simd simd, const TrellisPlan& plan, const float* values, const float* squares)
+      : simd_(simd), plan_(plan), values_(values), squares_(squares), states_(int64_t{1} << plan.state_bits), cost_(states_ + kLanes),
+        best_(states_ + kLanes), path_(plan.steps()), place_(plan.steps() + 1) {
+    for (int64_t t = 0; t < plan.steps(); ++t) place_[t + 1] = place_[t] + std::max<int64_t>(kLanes, states_ >> plan.bits[t]);
+    from_.resize(place_.back());
+    int64_t bits = 0;  // enough of them to forget where the first pass began
+    while (seam_ < plan.steps() && bits < 2 * plan.state_bits) bits += plan.bits[seam_++];
+    bits = 0;
+    for (tail_ = plan.steps(); tail_ > 0 && bits < 2 * plan.state_bits;) bits += plan.bits[--tail_];
+  }
+
+  // The state after each step of the best ring for x (entries), of which entry e weighs weight[e].
+  const std::vector<uint32_t>& encode(const float* x, const float* weight) {
+    const int64_t steps = plan_.steps();
+    std::fill(cost_.begin(), cost_.end(), 0.0f);
+    for (int64_t t = tail_; t < steps; ++t) step(t, x, weight);
+    for (int64_t t = 0; t < seam_; ++t) step(t, x, weight);
+    const int64_t bits = plan_.state_bits, ring = plan_.ring_bits;  // a short ring does not forget where it began
+    const int64_t tries = ring <= bits ? states_ : std::min<int64_t>(states_, ring < 2 * bits ? 64 : ring < 4 * bits ? 16 : 1);
+    ends_.assign(1, std::min_element(cost_.begin(), cost_.begin() + states_) - cost_.begin());
+    if (tries > 1) {
+      ends_.resize(states_);
+      for (int64_t s = 0; s < states_; ++s) ends_[s] = s;
+      std::partial_sort(ends_.begin(), ends_.begin() + tries, ends_.end(), [&](int64_t a, int64_t b) { return cost_[a] < cost_[b]; });
+    }
+    ends_.resize(tries);
+    for (int64_t& state : ends_) {
+      if (tries == states_) break;
+      for (int64_t t = seam_ - 1; t >= 0; --t) state = previous(t, state);
+    }
+    float best = std::numeric_limits<float>::infinity();
+    for (const int64_t seam : ends_) {
+      std::fill(cost_.begin(), cost_.end(), std::numeric_limits<float>::max() / 4);
+      cost_[seam] = 0;
+      for (int64_t t = 0; t < steps; ++t) step(t, x, weight);
+      if (!(cost_[seam] < best)) continue;
+      best = cost_[seam];
+      int64_t state = seam;
+      for (int64_t t = steps - 1; t >= 0; --t) {
+        path_[t] = static_cast<uint32_t>(state);
+        state = previous(t, state);
+      }
+    }
+    return path_;
+  }
+
+ private:
+  void step(int64_t t, const float* x, const float* weight) {
+    HFH_DISPATCH(simd_, viterbi_step(plan_, t, x, weight, values_, squares_, cost_.data(), best_.data(), from_.data() + place_[t]));
+  }
+
+  int64_t previous(int64_t t, int64_t state) const {
+    const int64_t group = state >> plan_.bits[t];
+    return (static_cast<int64_t>(from_[place_[t] + group]) << (plan_.state_bits - plan_.bits[t])) | group;
+  }
+
+  Simd simd_;
+  const TrellisPlan& plan_;
+  const float* values_;
+  const float* squares_;
+  int64_t states_;
+  std::vector<float> cost_, best_;
+  std::vector<uint16_t> from_;
+  std::vector<uint32_t> path_;
+  std::vector<int64_t> place_, ends_;
+  int64_t seam_ = 0, tail_ = 0;
+};
+
+}  // namespace hfh

@@ -1,0 +1,198 @@
+// Rows of codes, and the codes of rows. Included once for each set of instructions, in a namespace of its own (coded.hpp).
+//
+// A row's ring of bits is shifted to a byte's beginning and lengthened by its own first bits; a window is then one load, shift and
+// mask, and its value one load from a book that stays in the cache. The map back to D entries is a blocked product of a few rows at
+// a time with the whole map, which the compiler keeps in vectors of 16.
+
+inline uint64_t load64(const uint8_t* from) {
+  uint64_t word;
+  std::memcpy(&word, from, 8);
+  return word;
+}
+
+inline uint32_t load32(const uint8_t* from) {
+  uint32_t word;
+  std::memcpy(&word, from, 4);
+  return word;
+}
+
+// The ring of one id as whole bytes, followed by its first bits again; `codes` has kSlack readable bytes after the row.
+inline uint32_t open_ring(const TrellisPlan& plan, const uint8_t* codes, int64_t first_bit, uint8_t* ring) {
+  uint32_t norm = 0;
+  if (plan.norm_bits) norm = (load32(codes + (first_bit >> 3)) >> (first_bit & 7)) & ((1u << plan.norm_bits) - 1);
+  const int64_t start = first_bit + plan.norm_bits;
+  const uint8_t* from = codes + (start >> 3);
+  const int by = static_cast<int>(start & 7);
+  const int64_t words = (plan.ring_bits + 55) / 56;
+  for (int64_t w = 0; w < words; ++w) {  // 56 good bits of each load
+    const uint64_t word = load64(from + 7 * w) >> by;
+    std::memcpy(ring + 7 * w, &word, 8);
+  }
+  const int64_t end = plan.ring_bits >> 3;
+  const int over = static_cast<int>(plan.ring_bits & 7);
+  const uint64_t begin = load64(ring) & ((uint64_t{1} << 24) - 1);  // state_bits + 7 of them at most
+  const uint64_t tail = (ring[end] & ((1u << over) - 1)) | (begin << over);
+  std::memcpy(ring + end, &tail, 8);
+  return norm;
+}
+
+inline void trellis_entries(const TrellisPlan& plan, const float* values, const uint8_t* ring, float factor, float* z) {
+  const int64_t entries = plan.num_entries();
+  const uint32_t mask = (1u << plan.state_bits) - 1;
+  const int32_t *byte = plan.byte.data(), *shift = plan.shift.data(), *book = plan.book.data();
+  int32_t place[64];
+  for (int64_t e = 0; e < entries; e += 64) {
+    const int64_t some = std::min<int64_t>(64, entries - e);
+    for (int64_t i = 0; i < some; ++i) place[i] = book[e + i] + static_cast<int32_t>((load32(ring + byte[e + i]) >> shift[e + i]) & mask);
+    for (int64_t i = 0; i < some; ++i) z[e + i] += factor * values[place[i]];
+  }
+  if (plan.constant) z[entries] += factor;
+}
+
+// out (rows, dim) = bias + z (rows, latent) @ map (latent, dim), for up to kTileRows rows; columns from first to last, whole vectors.
+template <int kRows, int kVectors>
+inline void product_tile(const float* z, int64_t z_stride, const float* map, int64_t latent, int64_t dim, const float* bias, float* out) {
+  Floats sum[kRows][kVectors];
+  for (int v = 0; v < kVectors; ++v) {
+    const Floats start = bias ? *reinterpret_cast<const Floats*>(bias + kLanes * v) : Floats{};
+    for (int r = 0; r < kRows; ++r) sum[r][v] = start;
+  }
+  for (int64_t k = 0; k < latent; ++k) {
+    Floats column[kVectors];
+    for (int v = 0; v < kVectors; ++v) column[v] = *reinterpret_cast<const Floats*>(map + k * dim + kLanes * v);
+    for (int r = 0; r < kRows; ++r) {
+      const Floats entry = Floats{} + z[r * z_stride + k];
+      for (int v = 0; v < kVectors; ++v) sum[r][v] += entry * column[v];
+    }
+  }
+  for (int r = 0; r < kRows; ++r) {
+    for (int v = 0; v < kVectors; ++v) *reinterpret_cast<Floats*>(out + r * dim + kLanes * v) = sum[r][v];
+  }
+}
+
+template <int kRows>
+inline void product_rows(const float* z, int64_t z_stride, const float* map, int64_t latent, int64_t dim, const float* bias, float* out) {
+  int64_t c = 0;
+  for (; c + kWide * kLanes <= dim; c += kWide * kLanes) {
+    product_tile<kRows, kWide>(z, z_stride, map + c, latent, dim, bias ? bias + c : nullptr, out + c);
+  }
+  for (; c + kLanes <= dim; c += kLanes) product_tile<kRows, 1>(z, z_stride, map + c, latent, dim, bias ? bias + c : nullptr, out + c);
+  for (; c < dim; ++c) {
+    for (int r = 0; r < kRows; ++r) {
+      float sum = bias ? bias[c] : 0;
+      for (int64_t k = 0; k < latent; ++k) sum += z[r * z_stride + k] * map[k * dim + c];
+      out[r * dim + c] = sum;
+    }
+  }
+}
+
+inline void product(const float* z, int64_t z_stride, int64_t rows, const float* map, int64_t latent, int64_t dim, const float* bias,
+                    float* out) {
+  int64_t r = 0;
+  for (; r + kTall <= rows; r += kTall) product_rows<kTall>(z + r * z_stride, z_stride, map, latent, dim, bias, out + r * dim);
+  for (; r < rows; ++r) product_rows<1>(z + r * z_stride, z_stride, map, latent, dim, bias, out + r * dim);
+}
+
+// The cheapest predecessor of each group of successors: best[m], and its leading bits from[m].
+inline void cheapest(const float* cost, int state_bits, int bits, float* best, uint16_t* from) {
+  const int64_t groups = int64_t{1} << (state_bits - bits), heads = int64_t{1} << bits;
+  if (groups < kLanes) {
+    for (int64_t m = 0; m < groups; ++m) {
+      best[m] = cost[m];
+      from[m] = 0;
+      for (int64_t h = 1; h < heads; ++h) {
+        if (cost[h * groups + m] < best[m]) best[m] = cost[h * groups + m], from[m] = static_cast<uint16_t>(h);
+      }
+    }
+    return;
+  }
+  for (int64_t m = 0; m < groups; m += kLanes) {
+#ifdef HFH_BODY_AVX512
+    __m512 least = _mm512_loadu_ps(cost + m);
+    __m512i head = _mm512_setzero_si512();
+    for (int64_t h = 1; h < heads; ++h) {
+      const __m512 other = _mm512_loadu_ps(cost + h * groups + m);
+      head = _mm512_mask_mov_epi32(head, _mm512_cmp_ps_mask(other, least, _CMP_LT_OQ), _mm512_set1_epi32(static_cast<int>(h)));
+      least = _mm512_min_ps(other, least);
+    }
+    _mm512_storeu_ps(best + m, least);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(from + m), _mm512_cvtepi32_epi16(head));
+#else
+    Floats least = *reinterpret_cast<const Floats*>(cost + m);
+    Ints head = {};
+    for (int64_t h = 1; h < heads; ++h) {
+      const Floats other = *reinterpret_cast<const Floats*>(cost + h * groups + m);
+      const Ints less = other < least;
+      least = less ? other : least;
+      head = less ? Ints{} + static_cast<int32_t>(h) : head;
+    }
+    *reinterpret_cast<Floats*>(best + m) = least;
+    *reinterpret_cast<Shorts*>(from + m) = __builtin_convertvector(head, Shorts);
+#endif
+  }
+}
+
+inline Floats picked(Floats from, Ints lanes) {
+#ifdef __clang__
+  Floats to;
+  for (int i = 0; i < kLanes; ++i) to[i] = from[lanes[i]];
+  return to;
+#else
+  return __builtin_shuffle(from, lanes);
+#endif
+}
+
+// cost[s] = best[s >> kBits] + sum over the step's entries of weight * (value**2 - 2 x value).
+template <int kBits, bool kOne>
+inline void extend(const float* best, int state_bits, int bits, int entries, const float* x, const float* weight, const int32_t* book,
+                   const float* values, const float* squares, float* cost) {
+  const int64_t states = int64_t{1} << state_bits;
+  const Ints lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  const Ints spread = lane >> kBits;
+  constexpr int kCopies = kBits < 4 ? 1 << kBits : 1;
+  const float *value = values + book[0], *square = squares + book[0];
+  const Floats weight0 = Floats{} + weight[0], linear0 = Floats{} - 2 * weight[0] * x[0];
+  for (int64_t begin = 0; begin < states; begin += kCopies * kLanes) {
+    Floats source = {};
+    if (kBits < 4) source = *reinterpret_cast<const Floats*>(best + (begin >> kBits));
+#pragma GCC unroll 8
+    for (int copy = 0; copy < kCopies; ++copy) {
+      const int64_t s = begin + copy * kLanes;
+      Floats total = kBits < 4 ? picked(source, spread + copy * (kLanes >> kBits)) : Floats{} + best[s >> bits];
+      total += weight0 * *reinterpret_cast<const Floats*>(square + s) + linear0 * *reinterpret_cast<const Floats*>(value + s);
+      if (!kOne) {
+        for (int v = 1; v < entries; ++v) {
+          total += weight[v] * *reinterpret_cast<const Floats*>(squares + book[v] + s) +
+                   (-2 * weight[v] * x[v]) * *reinterpret_cast<const Floats*>(values + book[v] + s);
+        }
+      }
+      *reinterpret_cast<Floats*>(cost + s) = total;
+    }
+  }
+}
+
+inline void viterbi_step(const TrellisPlan& plan, int64_t t, const float* x, const float* weight, const float* values, const float* squares,
+                         float* cost, float* best, uint16_t* from) {
+  const int bits = plan.bits[t], state_bits = plan.state_bits, entries = plan.entries[t], first = plan.first[t];
+  const int32_t* book = plan.book.data() + first;
+  x += first;
+  weight += first;
+  cheapest(cost, state_bits, bits, best, from);
+  if (state_bits < 4 || (bits < 4 && state_bits - bits < 4)) {  // fewer groups than lanes
+    for (int64_t s = 0; s < (int64_t{1} << state_bits); ++s) {
+      cost[s] = best[s >> bits];
+      for (int v = 0; v < entries; ++v) cost[s] += weight[v] * squares[book[v] + s] - 2 * weight[v] * x[v] * values[book[v] + s];
+    }
+    return;
+  }
+#define HFH_EXTEND(kBits)                                                                                       \
+  return entries == 1 ? extend<kBits, true>(best, state_bits, bits, entries, x, weight, book, values, squares, cost) \
+                      : extend<kBits, false>(best, state_bits, bits, entries, x, weight, book, values, squares, cost)
+  switch (bits) {
+    case 1: HFH_EXTEND(1);
+    case 2: HFH_EXTEND(2);
+    case 3: HFH_EXTEND(3);
+    default: HFH_EXTEND(4);
+  }
+#undef HFH_EXTEND
+}
