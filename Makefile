@@ -57,10 +57,34 @@ check: $(STAMPS)/test ## lint, format and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+SANITIZED := build/sanitized
+SANITIZED_TESTS := tests/test_native.py tests/test_native_arguments.py tests/test_kernels.py tests/test_lookup.py
+
+$(STAMPS)/sanitize: $(STAMPS)/test $(SOURCES)
+	@echo "building the kernels for $(SANITIZED) with sanitizers"
+	@rm -rf $(SANITIZED) && mkdir -p $(SANITIZED)
+	$(PIP) --no-build-isolation --no-deps --target $(SANITIZED) --config-settings=cmake.define.HFH_SANITIZE=ON \
+	  --config-settings=build-dir=build/sanitizing .
+	@touch $@
+
+# Python starts without the editable install, whose import hook would find the ordinary kernels.
+sanitize: $(STAMPS)/sanitize ## the kernels' tests and random specs, stopping at any access outside an array
+	@ln -sfn ../../tests $(SANITIZED)/tests
+	@cd $(SANITIZED) && for simd in portable avx2 avx512; do \
+	  echo "sanitizers, $$simd"; \
+	  run() { HFH_SIMD=$$simd HFH_KERNELS=native HFH_SANITIZED=1 PYTHONDONTWRITEBYTECODE=1 \
+	    ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 \
+	    PYTHONPATH="$$PWD:$$(echo $$OLDPWD/$(VENV)/lib/python3*/site-packages)" \
+	    LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
+	    $$OLDPWD/$(BIN)/python -S -m "$$@"; }; \
+	  run pytest -q -c $$OLDPWD/pyproject.toml --rootdir . -o pythonpath=. -p no:cacheprovider -k 'not numpy' \
+	    $(SANITIZED_TESTS) && run tests.native_fuzz || exit 1; \
+	done
+
 bench: $(STAMPS)/test ## the benchmarks behind the figures in the docs
 	$(BIN)/python -m benchmarks.codec
 
 clean: ## remove everything that make created
 	rm -rf $(VENV) $(STAMPS) var build dist
 
-.PHONY: help serve test check bench clean
+.PHONY: help serve test check sanitize bench clean

@@ -137,7 +137,7 @@ class Table:
                 raise InputError(
                     f"per_sample_weights are {given.dtype} of shape {given.shape}; give numbers of the ids' shape {wanted.shape}"
                 )
-            weights = np.ascontiguousarray(given.reshape(-1), dtype=np.float32)
+            weights = np.require(given.reshape(-1), dtype=np.float32, requirements=("C", "A"))
         rows = _output(None, (len(bounds) - 1, self.spec.embedding_dim), dtype)
         refused = self._kernel.bag(flat, bounds, weights, mode, rows, num_threads)
         if refused >= 0:
@@ -182,7 +182,7 @@ def _ids(ids: npt.ArrayLike) -> Ids:
             raise InputError(f"ids have dtype {given.dtype}; give integers from 0 to 2**63 - 1")
         if given.dtype == np.uint64 and given.size and given.max() > np.iinfo(np.int64).max:
             raise InputError(f"id {given.max()} is too large; ids are integers from 0 to 2**63 - 1")
-    return np.ascontiguousarray(given, dtype=np.int64).reshape(given.shape)
+    return np.require(given, dtype=np.int64, requirements=("C", "A")).reshape(given.shape)
 
 
 def _output(out: Rows | None, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Rows:

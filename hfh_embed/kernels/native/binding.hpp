@@ -27,6 +27,12 @@ inline void require(bool condition, const char* what) {
   if (!condition) throw nb::value_error(what);
 }
 
+// nanobind takes arrays at any address.
+template <class Array>
+bool aligned(const Array& array) {
+  return reinterpret_cast<uintptr_t>(array.data()) % sizeof(*array.data()) == 0;
+}
+
 // Facts checked so that every address lies in the pool.
 inline hfh::Shared shared_of(uint64_t key, int64_t slots, int bits, int64_t dim, int64_t num_hashes, int64_t chunk_size, int locality,
                       int64_t lines, bool signs) {

@@ -6,7 +6,7 @@
 #include <nanobind/ndarray.h>
 #include <numpy/arrayobject.h>
 
-#include <cstring>
+#include <algorithm>
 #include <cstdlib>
 #include <memory>
 #include <mutex>
@@ -34,6 +34,7 @@ void addresses(uint64_t key, int64_t slots, int bits, int64_t dim, int64_t num_h
   const size_t chunks = shared.num_chunks(), hashes = num_hashes;
   const auto fits = [&](const auto& a) { return a.shape(0) == ids.size() && a.shape(1) == chunks && a.shape(2) == hashes; };
   require(fits(start) && fits(rotation) && fits(negative), "addresses have the wrong shape");
+  require(aligned(ids) && aligned(start) && aligned(rotation), "ids and addresses must be aligned");
   std::vector<hfh::Address> where(chunks * hashes);
   for (size_t i = 0; i < ids.size(); ++i) {
     kernels().addresses(shared, ids.data()[i], where.data());
@@ -57,13 +58,15 @@ class Table {
 
   void set_shared(uint64_t key, int64_t slots, int bits, int64_t dim, int64_t num_hashes, int64_t chunk_size, int locality,
                   int64_t lines, bool signs, Stored pool, float scale) {
-    table_.shared = shared_of(key, slots, bits, dim, num_hashes, chunk_size, locality, lines, signs);
+    require(!table_.has_shared, "the shared part is already there");  // networks and weights were measured against it
+    const hfh::Shared shared = shared_of(key, slots, bits, dim, num_hashes, chunk_size, locality, lines, signs);
     require(dim <= table_.latent_dim, "the shared part is longer than the latent row");
     require(static_cast<int64_t>(pool.size()) >= (slots * bits + 7) / 8, "the pool has fewer bytes than its slots need");
+    keep(pool);
+    table_.shared = shared;
     table_.has_shared = true;
     table_.pool = {pool.data(), static_cast<int64_t>(pool.size())};
     table_.scale = scale;
-    keep(pool);
   }
 
   // A pool in training changes its scale with every step.
@@ -73,28 +76,30 @@ class Table {
     const size_t hashes = table_.shared.num_hashes;
     require(table_.has_shared && linear.size() == hashes && quadratic.shape(0) == hashes && quadratic.shape(1) == hashes,
             "the network does not fit the hash functions");
-    table_.network = {hfh::Reconstruction::kBilinear, 0, linear.data(), nullptr, quadratic.data(), nullptr};
     keep(linear), keep(quadratic);
+    table_.network = {hfh::Reconstruction::kBilinear, 0, linear.data(), nullptr, quadratic.data(), nullptr};
   }
 
   void set_mlp(Matrix w1, Floats b1, Floats w2, Floats b2) {
     require(table_.has_shared && static_cast<int64_t>(w1.shape(0)) == table_.shared.num_hashes && b1.size() == w1.shape(1) &&
                 w2.size() == w1.shape(1) && b2.size() == 1,
             "the network does not fit the hash functions");
-    table_.network = {hfh::Reconstruction::kMlp, static_cast<int64_t>(w1.shape(1)), w1.data(), b1.data(), w2.data(), b2.data()};
     keep(w1), keep(b1), keep(w2), keep(b2);
+    table_.network = {hfh::Reconstruction::kMlp, static_cast<int64_t>(w1.shape(1)), w1.data(), b1.data(), w2.data(), b2.data()};
   }
 
   void set_private(Stored values, int bits, int64_t count, float scale, nb::object row_scale, bool weighs) {
-    require(count >= 1 && count <= (weighs ? table_.shared.num_hashes : table_.latent_dim), "the private part is too long");
     require(!weighs || table_.has_shared, "weights need a shared part");
+    require(weighs ? count == table_.shared.num_hashes : count >= 1 && count <= table_.latent_dim,
+            "the private part has the wrong length");
     table_.own = values_of(values, bits, count, scale, row_scale, table_.num_embeddings);
     table_.has_private = true;
     table_.weighs = weighs;
   }
 
   void set_exact(nb::object ids, Stored values, int bits, nb::object row_scale) {
-    hfh::Exact& exact = table_.exact;
+    require(table_.exact.count == 0, "exact rows are already there");  // a directory of them may have been made
+    hfh::Exact exact;
     In<uint32_t, 1> narrow;
     Ids wide;
     if (nb::try_cast(ids, narrow, false)) {
@@ -103,21 +108,23 @@ class Table {
       require(nb::try_cast(ids, wide, false), "exact ids must be uint32 or int64");
       exact.ids = wide.data(), exact.count = wide.size(), exact.wide = true;
     }
-    kept_.push_back(ids);
+    require(reinterpret_cast<uintptr_t>(exact.ids) % (exact.wide ? 8 : 4) == 0, "exact ids are not aligned");
     exact.values = values_of(values, bits, table_.latent_dim, 1.0f, row_scale, exact.count);
+    kept_.push_back(ids);
+    table_.exact = exact;
   }
 
   void set_map(Matrix values, nb::object bias) {
     require(static_cast<int64_t>(values.shape(0)) == table_.latent_dim &&
                 static_cast<int64_t>(values.shape(1)) == table_.embedding_dim,
             "the map has the wrong shape");
-    table_.map = values.data();
     keep(values);
+    table_.map = values.data();
     if (bias.is_none()) return;
-    const Floats given = nb::cast<Floats>(bias);
+    const auto given = array_of<Floats>(bias, "the map's bias must be a contiguous float32 array");
     require(static_cast<int64_t>(given.size()) == table_.embedding_dim, "the map's bias has the wrong length");
-    table_.bias = given.data();
     keep(given);
+    table_.bias = given.data();
   }
 
   void set_residual(Matrix w1, Floats b1, Matrix w2, Floats b2) {
@@ -125,8 +132,8 @@ class Table {
     require(hidden >= 1 && w1.shape(0) == dim && b1.size() == hidden && w2.shape(0) == hidden && w2.shape(1) == dim &&
                 b2.size() == dim,
             "the residual network does not fit the rows");
-    table_.residual = {static_cast<int64_t>(hidden), w1.data(), b1.data(), w2.data(), b2.data()};
     keep(w1), keep(b1), keep(w2), keep(b2);
+    table_.residual = {static_cast<int64_t>(hidden), w1.data(), b1.data(), w2.data(), b2.data()};
   }
 
   // The rows of ids as a new array, or None where the plain case does not apply: ids that are no contiguous int64 array,
@@ -140,8 +147,9 @@ class Table {
         (!half && dtype.ptr() != float_type())) {
       return nb::none();
     }
+    require_whole();
     npy_intp shape[32];
-    std::memcpy(shape, PyArray_DIMS(given), dims * sizeof(npy_intp));
+    std::copy_n(PyArray_DIMS(given), dims, shape);
     shape[dims] = table_.embedding_dim;
     PyObject* made = PyArray_SimpleNew(dims + 1, shape, half ? NPY_HALF : NPY_FLOAT);
     if (made == nullptr) throw nb::python_error();
@@ -154,6 +162,8 @@ class Table {
 
   // Rows into ``out`` (B, D), float32 or float16: -1, or the position of the first id that is refused.
   int64_t rows(Ids ids, nb::handle out, int num_threads) const {
+    require_whole();
+    require(aligned(ids), "ids must be aligned");
     bool half;
     void* to = output(out, static_cast<int64_t>(ids.size()), half);
     return compute(ids.data(), static_cast<int64_t>(ids.size()), to, half, num_threads);
@@ -163,19 +173,21 @@ class Table {
   int64_t bag(Ids ids, Ids bounds, nb::object weights, int mode, nb::handle out, int num_threads) const {
     require(bounds.size() >= 1, "bounds need at least one place");
     require(mode >= 0 && mode <= 2, "mode is out of range");
-    const int64_t bags = static_cast<int64_t>(bounds.size()) - 1, *bound = bounds.data();
-    require(bound[0] >= 0 && bound[bags] <= static_cast<int64_t>(ids.size()), "bounds must lie within the ids");
-    for (int64_t b = 0; b < bags; ++b) require(bound[b] <= bound[b + 1], "bounds must ascend");
+    require_whole();
+    const int64_t bags = static_cast<int64_t>(bounds.size()) - 1;
+    require(aligned(ids) && aligned(bounds), "ids and bounds must be aligned");
+    const std::vector<int64_t> own(bounds.data(), bounds.data() + bags + 1);  // nobody else can change this copy
+    require(own[0] >= 0 && own[bags] <= static_cast<int64_t>(ids.size()), "bounds must lie within the ids");
+    for (int64_t b = 0; b < bags; ++b) require(own[b] <= own[b + 1], "bounds must ascend");
     const float* weight = nullptr;
     Floats given;
     if (!weights.is_none()) {
-      given = nb::cast<Floats>(weights);
-      require(given.size() == ids.size(), "weights must be as many as the ids");
+      given = array_of<Floats>(weights, "weights must be a contiguous float32 array");
+      require(given.size() == ids.size() && aligned(given), "weights must be as many as the ids");
       weight = given.data();
     }
     bool half;
     auto* to = static_cast<char*>(output(out, bags, half));
-    const std::vector<int64_t> own(bound, bound + bags + 1);  // nobody else can change this copy meanwhile
     const int64_t* first = ids.data();
     const int64_t width = table_.embedding_dim * (half ? 2 : 4);
     nb::gil_scoped_release release;
@@ -192,8 +204,21 @@ class Table {
 
  private:
   template <class Array>
+  static Array array_of(const nb::object& given, const char* what) {
+    Array array;
+    require(nb::try_cast(given, array, false), what);
+    return array;
+  }
+
+  template <class Array>
   void keep(const Array& array) {
+    require(aligned(array), "an array is not aligned");
     kept_.push_back(nb::cast(array));
+  }
+
+  // Without a map the latent row is written where the row is wanted.
+  void require_whole() const {
+    require(table_.map != nullptr || table_.latent_dim == table_.embedding_dim, "rows of another length need a map");
   }
 
   static PyObject* float_type() {
@@ -212,10 +237,10 @@ class Table {
     require(rows <= values.bytes.size / values.row_bytes(), "values have fewer bytes than their rows need");
     keep(bytes);
     if (!row_scale.is_none()) {
-      const In<uint16_t, 1> given = nb::cast<In<uint16_t, 1>>(row_scale);
+      const auto given = array_of<In<uint16_t, 1>>(row_scale, "scales must be a contiguous uint16 array");
       require(static_cast<int64_t>(given.size()) >= rows, "there are fewer scales than rows");
-      values.row_scale = given.data();
       keep(given);
+      values.row_scale = given.data();
     }
     return values;
   }

@@ -3,7 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <system_error>
+#include <exception>
 #include <thread>
 #include <vector>
 
@@ -26,7 +26,7 @@ void parallel(int64_t count, int64_t parts, const Work& work) {
   try {
     threads.reserve(parts - 1);
     for (; started < parts; ++started) threads.emplace_back(run, started);
-  } catch (const std::system_error&) {  // no more threads to be had: this one does the rest
+  } catch (const std::exception&) {  // no more threads, or no memory for them: this one does the rest
   }
   run(0);
   for (; started < parts; ++started) run(started);

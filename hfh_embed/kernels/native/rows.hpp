@@ -87,11 +87,14 @@ class RowStream {
   void ahead(int64_t from) const {
     if (!t_.has_private && !t_.exact.count) return;
     for (int64_t i = from; i < least(from + kBlockRows, count_); ++i) {
-      if (t_.has_private && has_own(ids_[i])) {
-        prefetch_row(t_.own, ids_[i]);
-        if (t_.own.row_scale) prefetch(t_.own.row_scale + ids_[i]);
+      int64_t id;
+      std::memcpy(&id, ids_ + i, sizeof id);
+      if (!has_own(id)) continue;
+      if (t_.has_private) {
+        prefetch_row(t_.own, id);
+        if (t_.own.row_scale) prefetch(t_.own.row_scale + id);
       }
-      if (t_.exact.count) prefetch(t_.exact.directory + (ids_[i] >> t_.exact.shift));
+      if (t_.exact.count) prefetch(t_.exact.directory + (id >> t_.exact.shift));
     }
   }
 

@@ -1,6 +1,7 @@
 // The Python side of training: collects the gradients of rows and applies them to a pool.
 
 #include <memory>
+#include <mutex>
 #include <vector>
 
 #include "binding.hpp"
@@ -26,14 +27,18 @@ class Gradients {
     require(slots == slots_, "the pool has another size");
     const Shared shared = shared_of(key, slots, bits, dim, num_hashes, chunk_size, locality, lines, signs);
     require(grads.shape(0) == ids.size() && static_cast<int64_t>(grads.shape(1)) == dim, "gradients must be (ids, dim)");
+    require(aligned(ids) && aligned(grads), "ids and gradients must be aligned");
+    const int64_t units = static_cast<int64_t>(ids.size()) * shared.num_chunks();
+    require(units_ + units < (int64_t{1} << 32), "too many ids for one step");
+    const std::lock_guard<std::mutex> lock(mutex_);
     parts_.push_back({shared, ids, grads, factor});
-    units_ += static_cast<int64_t>(ids.size()) * shared.num_chunks();
-    require(units_ < (int64_t{1} << 32), "too many ids for one step");
+    units_ += units;
     line_forms_ = line_forms_ && shared.is_line_form();
   }
 
   // Forget what was collected; working memory stays for the next step.
   void clear() {
+    const std::lock_guard<std::mutex> lock(mutex_);
     parts_.clear();
     units_ = 0;
     line_forms_ = true;
@@ -43,9 +48,10 @@ class Gradients {
 
   // Add to a gradient of the whole pool, (S,).
   void into(Changed<float> gradient, int num_threads) {
-    check(gradient.size());
+    check(gradient);
     float* to = gradient.data();
     nb::gil_scoped_release release;
+    const std::lock_guard<std::mutex> lock(mutex_);
     if (line_forms_) {
       step({StepKind::kGradient, nullptr, nullptr, nullptr, to, nullptr, nullptr, nullptr, 0, 0, 0, 0}, num_threads);
       return;
@@ -57,20 +63,22 @@ class Gradients {
 
   // One step of gradient descent on the touched lines; returns by how much the sum of all squared values grew.
   double sgd(Changed<float> values, Changed<uint8_t> packed, float rate, int num_threads) {
-    check_lines(values.size(), packed.size());
+    check_lines(values, packed.size());
     Step how{StepKind::kSgd, nullptr, nullptr, nullptr, values.data(), values.data(), values.data(), packed.data(), rate, 0, 0, 0};
     nb::gil_scoped_release release;
+    const std::lock_guard<std::mutex> lock(mutex_);
     return step(how, num_threads);
   }
 
   // One step of Adam (arXiv 1412.6980) on the touched lines, as torch's SparseAdam; ``rate`` holds the bias corrections.
   double adam(Changed<float> values, Changed<float> first, Changed<float> second, Changed<uint8_t> packed, float rate,
               float beta1, float beta2, float epsilon, int num_threads) {
-    check_lines(values.size(), packed.size());
-    check(first.size()), check(second.size());
+    check_lines(values, packed.size());
+    check(first), check(second);
     Step how{StepKind::kAdam, nullptr, nullptr,       nullptr, values.data(), first.data(), second.data(),
              packed.data(),   rate,    beta1, beta2, epsilon};
     nb::gil_scoped_release release;
+    const std::lock_guard<std::mutex> lock(mutex_);
     return step(how, num_threads);
   }
 
@@ -82,9 +90,12 @@ class Gradients {
     float factor;
   };
 
-  void check(size_t size) const { require(static_cast<int64_t>(size) == slots_, "an array has not the pool's size"); }
+  void check(const Changed<float>& array) const {
+    require(static_cast<int64_t>(array.size()) == slots_, "an array has not the pool's size");
+    require(aligned(array), "an array is not aligned");
+  }
 
-  void check_lines(size_t values, size_t packed) const {
+  void check_lines(const Changed<float>& values, size_t packed) const {
     check(values);
     require(line_forms_, "a step on lines needs tables of the line form: a 1-bit pool in words");
     require(static_cast<int64_t>(packed) == slots_ / 8, "the packed signs have not the pool's size");
@@ -110,31 +121,38 @@ class Gradients {
     }
     const int sorted = kernels().sort_by_line(units_, static_cast<uint32_t>(slots_ / kLineBits), line, unit);
     how.line = line[sorted], how.unit = unit[sorted], how.units = located_.get();
-    const int64_t most = parts(units_, num_threads);
-    std::vector<int64_t> bounds;  // a line is never cut, so that its sum has one order
-    for (int64_t part = 0; part <= most; ++part) {
-      int64_t at = units_ * part / most;
+    // Blocks are the same for any number of threads, and no line is cut: every sum has one order.
+    const int64_t blocks = (units_ + kBlockUnits - 1) / kBlockUnits;
+    std::vector<int64_t> bounds;
+    for (int64_t block = 0; block <= blocks; ++block) {
+      int64_t at = std::min(block * kBlockUnits, units_);
       while (at > 0 && at < units_ && how.line[at] == how.line[at - 1]) ++at;
       bounds.push_back(at);
     }
-    std::vector<double> grown(most);
-    parallel(most, most, [&](int64_t part, int64_t, int64_t) {
-      grown[part] = kernels().update(how, bounds[part], bounds[part + 1]);
+    std::vector<double> grown(blocks);
+    parallel(blocks, std::min(blocks, parts(units_, num_threads)), [&](int64_t, int64_t begin, int64_t end) {
+      for (int64_t block = begin; block < end; ++block) {
+        grown[block] = kernels().update(how, bounds[block], bounds[block + 1]);
+      }
     });
     double total = 0.0;
     for (const double one : grown) total += one;
     return total;
   }
 
+  static constexpr int64_t kBlockUnits = 4096;
+
   int64_t slots_, units_ = 0, room_ = 0;
   std::unique_ptr<uint32_t[]> order_;
   std::unique_ptr<Unit[]> located_;
   bool line_forms_ = true;
   std::vector<Part> parts_;
+  std::mutex mutex_;  // a step works without the interpreter lock; taken after that is let go, so that neither waits for both
 };
 
 // An uninitialised (rows, width) array in recycled memory.
 nb::ndarray<nb::numpy, float, nb::ndim<2>> recycled(size_t rows, size_t width) {
+  require(width >= 1 && rows <= (size_t{1} << 46) / width, "the array is too large");
   const auto* block = new Recycled::Block(Recycled::take(std::max<size_t>(1, rows * width * sizeof(float))));
   nb::capsule owner(block, [](void* held) noexcept {
     auto* given = static_cast<Recycled::Block*>(held);
@@ -147,6 +165,7 @@ nb::ndarray<nb::numpy, float, nb::ndim<2>> recycled(size_t rows, size_t width) {
 // Values as packed codes of ``bits`` bits.
 void pack(Floats values, int bits, float half_step, Changed<uint8_t> packed, int num_threads) {
   require(bits == 1 || bits == 2 || bits == 4 || bits == 8, "bits must be 1, 2, 4 or 8");
+  require(aligned(values), "values must be aligned");
   const int64_t count = values.size(), lines = count * bits / kLineBits;
   require(count * bits % kLineBits == 0 && static_cast<int64_t>(packed.size()) == 64 * lines, "a pool is whole lines");
   const float* from = values.data();
