@@ -77,7 +77,7 @@ sanitize: $(STAMPS)/sanitize ## the kernels' tests and random specs, stopping at
 	    PYTHONPATH="$$PWD:$$(echo $$OLDPWD/$(VENV)/lib/python3*/site-packages)" \
 	    LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
 	    $$OLDPWD/$(BIN)/python -S -m "$$@"; }; \
-	  run pytest -q -c $$OLDPWD/pyproject.toml --rootdir . -o pythonpath=. -p no:cacheprovider -k 'not numpy' \
+	  run pytest -q -c $$OLDPWD/pyproject.toml --rootdir . -o pythonpath=$$PWD -p no:cacheprovider -k 'not numpy' \
 	    $(SANITIZED_TESTS) && run tests.native_fuzz || exit 1; \
 	done
 
