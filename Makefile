@@ -60,7 +60,7 @@ check: $(STAMPS)/test ## lint, format and types
 SANITIZED := build/sanitized
 SANITIZED_TESTS := tests/test_native.py tests/test_native_arguments.py tests/test_kernels.py tests/test_lookup.py
 
-$(STAMPS)/sanitize: $(STAMPS)/test $(SOURCES)
+$(STAMPS)/sanitize: $(STAMPS)/test $(SOURCES) $(wildcard hfh_embed/*.py hfh_embed/kernels/*.py)
 	@echo "building the kernels for $(SANITIZED) with sanitizers"
 	@rm -rf $(SANITIZED) && mkdir -p $(SANITIZED)
 	$(PIP) --no-build-isolation --no-deps --target $(SANITIZED) --config-settings=cmake.define.HFH_SANITIZE=ON \
