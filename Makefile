@@ -68,7 +68,7 @@ check: $(STAMPS)/test ## lint, format and types
 SANITIZED := build/sanitized
 SANITIZED_TESTS := tests/test_native.py tests/test_native_arguments.py tests/test_kernels.py tests/test_lookup.py
 
-$(STAMPS)/sanitize: $(STAMPS)/test $(SOURCES)
+$(STAMPS)/sanitize: $(STAMPS)/test $(SOURCES) $(wildcard hfh_embed/*.py hfh_embed/kernels/*.py)
 	@echo "building the kernels for $(SANITIZED) with sanitizers"
 	@rm -rf $(SANITIZED) && mkdir -p $(SANITIZED)
 	$(PIP) --no-build-isolation --no-deps --target $(SANITIZED) --config-settings=cmake.define.HFH_SANITIZE=ON \
@@ -85,7 +85,7 @@ sanitize: $(STAMPS)/sanitize ## the kernels' tests and random specs, stopping at
 	    PYTHONPATH="$$PWD:$$(echo $$OLDPWD/$(VENV)/lib/python3*/site-packages)" \
 	    LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
 	    $$OLDPWD/$(BIN)/python -S -m "$$@"; }; \
-	  run pytest -q -c $$OLDPWD/pyproject.toml --rootdir . -o pythonpath=. -p no:cacheprovider -k 'not numpy' \
+	  run pytest -q -c $$OLDPWD/pyproject.toml --rootdir . -o pythonpath=$$PWD -p no:cacheprovider -k 'not numpy' \
 	    $(SANITIZED_TESTS) && run tests.native_fuzz || exit 1; \
 	done
 

@@ -16,8 +16,10 @@ import numpy as np
 from hfh_embed import reference
 from hfh_embed.errors import SpecError
 from hfh_embed.hashing import table_key
-from hfh_embed.kernels.native_backend import SIMD
+from hfh_embed.kernels import _native
+from hfh_embed.kernels.native_backend import SIMD, addresses, shared_facts
 from hfh_embed.layout import SnapshotSpec
+from hfh_embed.packing import unpack
 from hfh_embed.snapshot import Snapshot
 from hfh_embed.spec import (
     ExactSpec,
@@ -34,6 +36,7 @@ from hfh_embed.spec import (
 )
 from tests.builders import random_arrays
 
+LINE = 512
 BITS = (1, 2, 4, 8, 16, 32)
 
 
@@ -135,6 +138,58 @@ def run(seed: int) -> bool:
     return True
 
 
+def run_training(seed: int) -> bool:
+    """Random gradients into one pool and one step of each optimizer, against numpy."""
+    generator = np.random.default_rng(seed)
+    try:
+        spec = random_spec(generator)
+        table = spec.tables[0]
+        if table.shared is None:
+            return False
+    except SpecError:
+        return False
+    shared, pool = table.shared, spec.pools[0]
+    threads, offset = int(generator.integers(1, 4)), int(generator.integers(0, 9))
+    gradients, truth = _native.Gradients(pool.slots), np.zeros(pool.slots)
+    for _ in range(int(generator.integers(1, 4))):
+        ids = at_the_end(generator.integers(0, 2**40, int(generator.integers(0, 1500))), offset)
+        grads = at_the_end(generator.normal(size=(len(ids), shared.dim)).astype(np.float32), offset)
+        gradients.add(*shared_facts(shared, pool), ids, grads, 0.5)
+        where = addresses(shared, pool, ids)
+        wide = np.zeros((len(ids), shared.num_chunks * shared.chunk_size))
+        wide[:, : shared.dim] = 0.5 * grads
+        wide = wide.reshape(len(ids), shared.num_chunks, 1, shared.chunk_size)
+        signed = np.where(where.negative[..., None], -wide, wide)
+        np.add.at(
+            truth, where.slots(shared.chunk_size), np.broadcast_to(signed, (*where.start.shape, shared.chunk_size))
+        )
+    budget = 1e-5 * (np.abs(truth).max() + 10)
+    values = at_the_end(generator.normal(size=pool.slots).astype(np.float32), offset)
+    found = at_the_end(values, offset)
+    gradients.into(found, threads)
+    assert np.abs(found - values - truth).max() <= budget, (seed, spec)
+    if pool.bits <= 8:
+        stored = np.empty(pool.slots * pool.bits // 8, np.uint8)
+        _native.pack(values, pool.bits, 0.25, stored, threads)
+        half = 2 ** (pool.bits - 1)
+        codes = np.clip(np.floor(values / np.float32(0.5)), -half, half - 1).astype(np.int64) + half
+        assert (unpack(stored, pool.slots, pool.bits) == codes).all(), (seed, spec)
+    line_form = (pool.bits, shared.locality, shared.num_hashes * shared.chunk_size) == (1, Locality.WORDS, LINE)
+    if not line_form or shared.num_hashes not in (4, 8):
+        return True
+    stepped = at_the_end(values, offset)
+    grown = gradients.sgd(stepped, stored, 0.1, threads)
+    assert np.abs(stepped - (values - 0.1 * truth)).max() <= budget, (seed, spec)
+    first, second = (at_the_end(np.zeros_like(values), offset) for _ in range(2))
+    before = float((stepped.astype(np.float64) ** 2).sum())
+    assert abs(before - float((values.astype(np.float64) ** 2).sum()) - grown) <= 1e-4 * (1 + before), (seed, spec)
+    gradients.adam(stepped, first, second, stored, 0.01, 0.9, 0.99, 1e-3, threads)
+    assert np.abs(first - 0.1 * truth).max() <= budget and (second >= 0).all(), (seed, spec)
+    touched = np.abs(truth).reshape(-1, LINE).any(axis=1).repeat(LINE)
+    assert ((unpack(stored, pool.slots, 1) == 1) == (stepped >= 0))[touched].all(), (seed, spec)
+    return True
+
+
 def _levels(data: Any) -> float:
     """How large the terms of the shared part can be, which cancel in its sum."""
     if data.table.shared is None:
@@ -153,11 +208,12 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--seed", type=int, default=0, help="the first; a failure names its own")
     options = parser.parse_args()
-    end, seed, tables = time.monotonic() + options.seconds, options.seed, 0
+    end, seed, tables, trained = time.monotonic() + options.seconds, options.seed, 0, 0
     while time.monotonic() < end:
         tables += run(seed)
+        trained += run_training(seed)
         seed += 1
-    print(f"{SIMD}: {tables} random tables of {seed - options.seed} seeds equal the reference")
+    print(f"{SIMD}: {tables} random tables equal the reference, {trained} random steps equal numpy's")
     return 0
 
 

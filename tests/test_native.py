@@ -294,3 +294,31 @@ def test_a_weighing_part_has_a_weight_for_every_hash_function() -> None:
     rows = snapshot_of(weighed, pool, kernels="native")["users"]
     ids = np.array([0, N - 1, N, 2**63 - 1])
     assert np.abs(rows.lookup(ids) - reference.rows(rows.data, ids)).max() < 1e-4
+
+
+def test_gradients_may_come_from_many_threads_while_others_take_them() -> None:
+    from hfh_embed.kernels import _native
+    from hfh_embed.kernels.native_backend import shared_facts
+
+    table, pool = CASES["line-dim-64"]
+    facts, ids = shared_facts(table.shared, pool), np.arange(900)
+    gradients, grads = _native.Gradients(pool.slots), np.ones((900, 64), np.float32)
+    stored = np.zeros(pool.slots // 8, np.uint8)
+
+    def work(turn: int) -> None:
+        values = np.zeros(pool.slots, np.float32)
+        for _ in range(10):
+            gradients.add(*facts, ids, grads, 1.0)
+            gradients.into(values, 1 + turn % 3)
+            gradients.sgd(values, stored.copy(), 0.1, 1 + turn % 3)
+            if turn % 4 == 0:
+                gradients.clear()
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(work, range(16)))
+    gradients.clear()
+    once, again = np.zeros((2, pool.slots), np.float32)
+    gradients.add(*facts, ids, grads, 1.0)
+    gradients.into(once, 1)
+    gradients.into(again, 64)
+    assert once.any() and once.tobytes() == again.tobytes()

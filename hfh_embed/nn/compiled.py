@@ -115,7 +115,9 @@ class CompiledPool:
 
     def collect(self, facts: Facts, ids: Tensor, grads: Tensor, factor: float) -> None:
         """Take the gradients of rows (B, dim)."""
-        self.collected.add(*facts, ids.numpy(), grads.float().contiguous().numpy(), factor)
+        # An optimizer looks at the ids later, when a loop may have filled their memory with the next batch.
+        kept = ids.clone() if self.is_taken else ids
+        self.collected.add(*facts, kept.numpy(), grads.float().contiguous().numpy(), factor)
 
     def gradient(self) -> Tensor | None:
         """What was collected as one gradient of the values, (1, S); None when an optimizer takes it."""
@@ -161,11 +163,12 @@ class _Rows(torch.autograd.Function):
         ids: Tensor,
         factor: float,
     ) -> Tensor:
-        ctx.compiled, ctx.facts, ctx.ids, ctx.factor = compiled, facts, ids, factor
+        ctx.compiled, ctx.facts, ctx.factor = compiled, facts, factor
+        ctx.save_for_backward(ids)
         return _computed(table, ids, facts[3])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None, None]:
-        ctx.compiled.collect(ctx.facts, ctx.ids, grads[0], ctx.factor)
+        ctx.compiled.collect(ctx.facts, ctx.saved_tensors[0], grads[0], ctx.factor)
         return grads[0].new_zeros(()), None, None, None, None, None

@@ -34,6 +34,7 @@ class _PoolOptimizer(torch.optim.Optimizer):
             raise SpecError("no pool to optimize; give pools, or a model that has one")
         if not defaults["lr"] > 0:
             raise SpecError(f"lr is {defaults['lr']!r}; give a positive number")
+        self._left: dict[int, tuple[int, int]] = {}  # the values as the last step by lines left them
         super().__init__([pool.store.values for pool in self._pools.values()], defaults)
         for pool in self._pools.values():
             if (compiled := _by_lines(pool)) is not None:
@@ -45,6 +46,11 @@ class _PoolOptimizer(torch.optim.Optimizer):
         for pool in self._pools.values():
             if pool.compiled is not None:
                 pool.compiled.collected.clear()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch's; the values must be those that the state was saved with."""
+        super().load_state_dict(state_dict)
+        self._left.clear()
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -63,20 +69,28 @@ class _PoolOptimizer(torch.optim.Optimizer):
                 pool = self._pools[id(values)]
                 compiled = _by_lines(pool)
                 if compiled is not None and len(compiled.collected):
-                    self._step_lines(pool, compiled, group)
-                elif values.grad is not None:
+                    if values.grad is None:
+                        self._step_lines(pool, compiled, group)
+                        continue
+                    compiled.collected.into(values.grad.reshape(-1).numpy(), torch.get_num_threads())
+                    compiled.collected.clear()
+                if values.grad is not None:
                     self._step_dense(values, values.grad, group)
         return loss
 
     def _step_lines(self, pool: Pool, compiled: CompiledPool, group: dict[str, Any]) -> None:
         values, state = pool.store.values, self.state[pool.store.values]
-        if "sum_of_squares" not in state:
-            state["sum_of_squares"] = torch.linalg.vector_norm(values, dtype=torch.float64).square()
+        now = (values._version, values.data_ptr())
+        # A float, not a tensor: torch would load it in the values' own precision.
+        if "sum_of_squares" not in state or self._left.get(id(values), now) != now:
+            state["sum_of_squares"] = float(torch.linalg.vector_norm(values, dtype=torch.float64).square())
         stored = compiled.stored()
         state["sum_of_squares"] += self._update(compiled, stored, state, group)
         torch.autograd.graph.increment_version(values)
-        pool.store.know_rms((state["sum_of_squares"] / values.numel()).clamp_min(0).sqrt())
+        mean = max(state["sum_of_squares"], 0.0) / values.numel()
+        pool.store.know_rms(torch.tensor(math.sqrt(mean), dtype=torch.float64))
         compiled.keep_stored()
+        self._left[id(values)] = (values._version, values.data_ptr())
 
     def _update(self, compiled: CompiledPool, stored: Any, state: dict[str, Any], group: dict[str, Any]) -> float:
         raise NotImplementedError

@@ -38,8 +38,9 @@ class Gradients {
 
   // Forget what was collected; working memory stays for the next step.
   void clear() {
+    std::vector<Part> dropped;  // after the lock: what letting go of an array runs is Python's affair
     const std::lock_guard<std::mutex> lock(mutex_);
-    parts_.clear();
+    dropped.swap(parts_);
     units_ = 0;
     line_forms_ = true;
   }
