@@ -143,6 +143,7 @@ def report(recorder: Recorder, ratios: list[int]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--ratios", type=int, nargs="*", default=[100])
+    parser.add_argument("--forms", nargs="*", default=list(FORMS), choices=FORMS, help="default: all")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=6, help="at most; stops early (default: %(default)s)")
     args = parser.parse_args()
@@ -158,7 +159,8 @@ def main() -> None:
             recorder.row(kind="large lookup", form=name, ratio=LARGE_RATIO, ids=LARGE_IDS, **large_lookup(form))
     for ratio in args.ratios:
         for seed in range(args.seeds):
-            for name, form in FORMS.items():
+            for name in args.forms:
+                form = FORMS[name]
                 key = {"kind": "quality", "form": name, "ratio": 1 if form is None else ratio, "seed": seed}
                 if recorder.find(**key):
                     continue
