@@ -59,6 +59,7 @@ check: $(STAMPS)/test ## lint, format and types
 
 bench: $(STAMPS)/test ## the benchmarks behind the figures in the docs
 	$(BIN)/python -m benchmarks.codec
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.locality
 
 clean: ## remove everything that make created
 	rm -rf $(VENV) $(STAMPS) var build dist

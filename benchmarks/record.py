@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shlex
 import subprocess
 import sys
 import time
@@ -52,7 +53,7 @@ class Recorder:
     def __init__(self, name: str, resume: bool = False) -> None:
         self.path = RESULTS / f"{name}.jsonl"
         self._about = {
-            "command": " ".join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]]),
+            "command": shlex.join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]]),
             "commit": _commit(),
             "device": _device(),
             "date": time.strftime("%Y-%m-%d"),
