@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shlex
 import subprocess
 import sys
 import time
@@ -44,20 +45,32 @@ def _commit() -> str:
 
 
 class Recorder:
-    """Writes the rows of one run, replacing those of earlier runs in the same file, each as soon as it is known."""
+    """Writes the rows of one run, each as soon as it is known.
 
-    def __init__(self, name: str) -> None:
+    The rows of earlier runs in the same file are replaced, or with ``resume`` kept and found again by :meth:`find`.
+    """
+
+    def __init__(self, name: str, resume: bool = False) -> None:
         self.path = RESULTS / f"{name}.jsonl"
         self._about = {
-            "command": " ".join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]]),
+            "command": shlex.join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]]),
             "commit": _commit(),
             "device": _device(),
             "date": time.strftime("%Y-%m-%d"),
         }
         self.path.parent.mkdir(exist_ok=True)
-        self.path.write_text("")
+        if not resume or not self.path.exists():
+            self.path.write_text("")
+        self._rows: list[dict[str, Any]] = [json.loads(line) for line in self.path.read_text().splitlines()]
 
-    def row(self, **values: Any) -> None:
+    def row(self, **values: Any) -> dict[str, Any]:
         """Append one row."""
+        row = values | self._about
         with self.path.open("a") as file:
-            file.write(json.dumps(values | self._about) + "\n")
+            file.write(json.dumps(row) + "\n")
+        self._rows.append(row)
+        return row
+
+    def find(self, **values: Any) -> list[dict[str, Any]]:
+        """The rows that have these values."""
+        return [row for row in self._rows if values.items() <= row.items()]
