@@ -26,7 +26,7 @@ from service.pinning import catalog_of, named, parameters
 from service.state import State
 from service.wire import BINARY, Output
 
-__all__ = ["FastPath", "Question"]
+__all__ = ["FastPath", "Question", "key_ids"]
 
 MODES = ("sum", "mean", "max")
 Answer = tuple[bytes | memoryview, list[tuple[bytes, bytes]]]
@@ -152,7 +152,7 @@ class FastPath:
         if ("ids" in document) == ("keys" in document):
             raise wire.invalid("give either ids or keys")
         if "keys" in document:
-            ids = self._key_ids(served, document["keys"], most)
+            ids = key_ids(served, document["keys"], most)
         else:
             ids = document["ids"]
             if not isinstance(ids, np.ndarray):
@@ -171,15 +171,17 @@ class FastPath:
         except InputError as error:
             raise wire.invalid(str(error)) from None
 
-    def _key_ids(self, served: Served, keys: Any, most: int) -> npt.NDArray[np.int64]:
-        if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
-            raise wire.invalid("keys must be a list of strings")
-        if len(keys) > most:
-            raise wire.too_many(len(keys), most)
-        try:
-            return served.table.ids_of(keys)
-        except InputError as error:
-            raise wire.invalid(str(error)) from None
+
+def key_ids(served: Served, keys: Any, most: int) -> npt.NDArray[np.int64]:
+    """The ids of string keys as they came in a request, (n,) int64; 422 or 413 where they are not usable."""
+    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+        raise wire.invalid("keys must be a list of strings")
+    if len(keys) > most:
+        raise wire.too_many(len(keys), most)
+    try:
+        return served.table.ids_of(keys)
+    except InputError as error:
+        raise wire.invalid(str(error)) from None
 
 
 def _bag_arguments(document: dict[str, Any]) -> dict[str, Any]:

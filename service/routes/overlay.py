@@ -8,13 +8,13 @@ import numpy as np
 import numpy.typing as npt
 from fastapi import APIRouter, Query, Request
 
-from hfh_embed.errors import InputError
 from hfh_embed.spec import Unknown
 from service import wire
 from service.catalog import Served
 from service.documents import answers
 from service.errors import ApiError, bad_request
 from service.exchange import header, read_body
+from service.fast_path import key_ids
 from service.pinning import named
 from service.schemas import RowIds, RowsToDelete, RowsToPut, RowsWritten
 from service.state import State
@@ -113,15 +113,7 @@ def _ids(served: Served, document: dict[str, Any], most: int) -> Ids:
         raise wire.invalid("give either ids or keys")
     if "ids" in document:
         return wire.integers(document["ids"], "ids", most)
-    keys = document["keys"]
-    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
-        raise wire.invalid("keys must be a list of strings")
-    if len(keys) > most:
-        raise wire.too_many(len(keys), most)
-    try:
-        return served.table.ids_of(keys)
-    except InputError as error:
-        raise wire.invalid(str(error)) from None
+    return key_ids(served, document["keys"], most)
 
 
 def _rows(value: Any, dim: int) -> npt.NDArray[np.float32]:
