@@ -49,72 +49,91 @@ inline void block_bags(const Table& t, const int64_t* ids, const int64_t* bounds
   }
 }
 
-// counts[j] += in how many words entry j's bit is set, for 64 entries.
-inline void add_counts(const uint64_t* plane, int64_t stride, uint8_t* counts) {
+// counts[j] += in how many words entry j's bit is set, for 64 entries of ``rows`` rows whose planes lie side by side.
+inline void add_counts(const uint64_t* plane, int64_t rows, uint8_t* counts) {
 #if defined(__AVX512BW__)
   __m512i sum = _mm512_load_si512(counts);
-  for (int p = 0; p < 4; ++p) sum = _mm512_mask_add_epi8(sum, plane[p * stride], sum, _mm512_set1_epi8(1 << p));
+  for (int64_t r = 0; r < rows; ++r) {
+    __m512i one = _mm512_maskz_mov_epi8(plane[r], _mm512_set1_epi8(1));
+    for (int p = 1; p < 4; ++p) one = _mm512_mask_add_epi8(one, plane[p * kGroup + r], one, _mm512_set1_epi8(1 << p));
+    sum = _mm512_add_epi8(sum, one);
+  }
   _mm512_store_si512(counts, sum);
 #elif defined(__AVX2__)
   for (int j = 0; j < 64; j += 32) {
-    const __m256i minus = minus_counts(plane, stride, j);
-    __m256i* at = reinterpret_cast<__m256i*>(counts + j);
-    _mm256_store_si256(at, _mm256_sub_epi8(_mm256_load_si256(at), minus));
+    __m256i sum = _mm256_load_si256(reinterpret_cast<const __m256i*>(counts + j));
+    for (int64_t r = 0; r < rows; ++r) sum = _mm256_sub_epi8(sum, minus_counts(plane + r, kGroup, j));
+    _mm256_store_si256(reinterpret_cast<__m256i*>(counts + j), sum);
   }
 #else
-  for (int j = 0; j < 64; ++j) counts[j] = static_cast<uint8_t>(counts[j] + count_of(plane, stride, j));
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int j = 0; j < 64; ++j) counts[j] = static_cast<uint8_t>(counts[j] + count_of(plane + r, kGroup, j));
+  }
 #endif
 }
 
 inline void line_bags(const Table& t, const int64_t* ids, const int64_t* bounds, int64_t count, const float* weights, Mode mode,
                       void* out, bool half) {
-  constexpr int64_t kMostCounted = 31;  // rows whose counts, at most 8 each, fit a byte
+  constexpr int64_t kMostCounted = 31 - kGroup;  // rows whose counts, at most 8 each, fit a byte with another group's
   const int64_t dim = t.embedding_dim, begin = bounds[0], end = bounds[count];
-  alignas(64) uint8_t counts[64];
-  alignas(64) float sum[64], row[64];
-  int64_t bag = 0, members = 0, counted = 0;
-  const auto clear = [&] {
+  alignas(64) uint8_t counts[64] = {};
+  alignas(64) int32_t totals[64] = {};
+  alignas(64) float sum[64] = {}, row[64];
+  const bool special = t.padding_id >= 0 || t.zero_unknown;
+  int64_t bag = 0, members = 0, counted = 0, totalled = 0;  // rows in the counts and in the totals
+  const auto settle = [&] {                                 // counts into the totals, still exact
+    for (int64_t j = 0; j < 64; ++j) totals[j] += counts[j];
     std::memset(counts, 0, sizeof counts);
-    std::memset(sum, 0, sizeof sum);
-    members = counted = 0;
-  };
-  const auto settle = [&] {  // counts into the sum
-    for (int64_t j = 0; j < 64; ++j) sum[j] += static_cast<float>(2 * counts[j] - static_cast<int>(8 * counted)) * t.scale;
-    std::memset(counts, 0, sizeof counts);
+    totalled += counted;
     counted = 0;
   };
   const auto finish = [&] {
-    if (counted) settle();
+    const int32_t none = static_cast<int32_t>(8 * (counted + totalled));
+    if (totalled) {
+      settle();
+      for (int64_t j = 0; j < 64; ++j) sum[j] = static_cast<float>(2 * totals[j] - none) * t.scale + 0.0f;
+      std::memset(totals, 0, sizeof totals);
+    } else if (counted) {
+      for (int64_t j = 0; j < 64; ++j) sum[j] = static_cast<float>(2 * counts[j] - none) * t.scale + 0.0f;
+      std::memset(counts, 0, sizeof counts);
+    } else if (!weights) {
+      std::memset(sum, 0, sizeof sum);
+    }
     if (mode == Mode::kMean && members > 1) {
       for (int64_t j = 0; j < 64; ++j) sum[j] /= static_cast<float>(members);
     }
     write_row(sum, dim, half, out, bag++);
-    clear();
+    if (weights) std::memset(sum, 0, sizeof sum);
+    members = counted = totalled = 0;
   };
   const Palette palette(t.shared.num_hashes, t.scale);
   LineStream stream(t.shared, t.pool.data, t.scale, ids + begin, end - begin);
   alignas(64) uint64_t planes[2][4][kGroup];
-  clear();
   for (int64_t first = begin; first < end; first += kGroup) {
     stream.take_planes(planes);
-    for (int64_t r = 0; r < least(kGroup, end - first); ++r) {
-      const int64_t at = first + r;
+    const int64_t last = least(first + kGroup, end);
+    for (int64_t at = first; at < last;) {
       while (at == bounds[bag + 1]) finish();
+      const int64_t r = at - first;
       if (ids[at] == t.padding_id || (t.zero_unknown && ids[at] >= t.num_embeddings)) {
-        members += ids[at] != t.padding_id;
+        members += ids[at++] != t.padding_id;
         continue;
       }
-      ++members;
-      if (!weights && !half && at == bounds[bag] && at + 1 == bounds[bag + 1]) {  // a bag of one
-        widen(&planes[0][0][r], kGroup, dim, palette, static_cast<float*>(out) + bag++ * dim);
-        members = 0;
-      } else if (weights) {
+      int64_t run = special ? 1 : least(last, bounds[bag + 1]) - at;
+      if (weights) {
+        run = 1;
         widen(&planes[0][0][r], kGroup, 64, palette, row);
         for (int64_t j = 0; j < 64; ++j) sum[j] += row[j] * weights[at];
+      } else if (!half && at == bounds[bag] && at + 1 == bounds[bag + 1]) {  // a bag of one
+        widen(&planes[0][0][r], kGroup, dim, palette, static_cast<float*>(out) + bag++ * dim);
+        ++at;
+        continue;
       } else {
-        add_counts(&planes[0][0][r], kGroup, counts);
-        if (++counted == kMostCounted) settle();
+        add_counts(&planes[0][0][r], run, counts);
+        if ((counted += run) > kMostCounted) settle();
       }
+      members += run;
+      at += run;
     }
   }
   while (bag < count) finish();

@@ -11,13 +11,21 @@
 namespace hfh {
 namespace HFH_ISA {
 
-// out[i, :] (+)= in[i, :] @ matrix for ``rows`` rows; ``inner`` x ``width`` row by row, the inputs ``in_stride`` apart.
+// What a product is added to: zeros (null), one row for all (stride 0), or rows.
+struct Start {
+  const float* rows;
+  int64_t stride;
+
+  Start at(int64_t row, int64_t column) const { return {rows ? rows + row * stride + column : nullptr, stride}; }
+};
+
+// out[i, :] = start[i, :] + in[i, :] @ matrix for kRows rows; ``inner`` x ``width`` row by row, the inputs ``in_stride`` apart.
 template <int kRows, int kVecs>
-inline void tile(const float* in, int64_t in_stride, int64_t inner, const float* matrix, int64_t width, float* out,
+inline void tile(const float* in, int64_t in_stride, int64_t inner, const float* matrix, int64_t width, Start start, float* out,
                  int64_t out_stride) {
   Vec sums[kRows][kVecs];
   for (int i = 0; i < kRows; ++i) {
-    for (int v = 0; v < kVecs; ++v) sums[i][v] = load(out + i * out_stride + v * kLanes);
+    for (int v = 0; v < kVecs; ++v) sums[i][v] = start.rows ? load(start.rows + i * start.stride + v * kLanes) : Vec{};
   }
   for (int64_t r = 0; r < inner; ++r) {
     Vec line[kVecs];
@@ -33,32 +41,34 @@ inline void tile(const float* in, int64_t in_stride, int64_t inner, const float*
 }
 
 template <int kRows>
-inline void matmul_rows(const float* in, int64_t in_stride, int64_t inner, const float* matrix, int64_t width, float* out,
-                        int64_t out_stride) {
+inline void matmul_rows(const float* in, int64_t in_stride, int64_t inner, const float* matrix, int64_t width, Start start,
+                        float* out, int64_t out_stride) {
   constexpr int kWide = kLanes == 16 ? 4 : 2;  // as many sums as there are registers for
   int64_t j = 0;
   for (; j + kWide * kLanes <= width; j += kWide * kLanes) {
-    tile<kRows, kWide>(in, in_stride, inner, matrix + j, width, out + j, out_stride);
+    tile<kRows, kWide>(in, in_stride, inner, matrix + j, width, start.at(0, j), out + j, out_stride);
   }
-  for (; j + 2 * kLanes <= width; j += 2 * kLanes) tile<kRows, 2>(in, in_stride, inner, matrix + j, width, out + j, out_stride);
-  for (; j + kLanes <= width; j += kLanes) tile<kRows, 1>(in, in_stride, inner, matrix + j, width, out + j, out_stride);
+  for (; j + 2 * kLanes <= width; j += 2 * kLanes) tile<kRows, 2>(in, in_stride, inner, matrix + j, width, start.at(0, j), out + j, out_stride);
+  for (; j + kLanes <= width; j += kLanes) tile<kRows, 1>(in, in_stride, inner, matrix + j, width, start.at(0, j), out + j, out_stride);
   for (; j < width; ++j) {
     for (int i = 0; i < kRows; ++i) {
-      float sum = out[i * out_stride + j];
+      float sum = start.rows ? start.rows[i * start.stride + j] : 0.0f;
       for (int64_t r = 0; r < inner; ++r) sum += in[i * in_stride + r] * matrix[r * width + j];
       out[i * out_stride + j] = sum;
     }
   }
 }
 
-// out += in @ matrix, the output already holding what it starts from (zeros, a bias, the row itself).
-inline void add_matmul(const float* in, int64_t in_stride, int64_t rows, int64_t inner, const float* matrix, int64_t width,
-                       float* out, int64_t out_stride) {
+// out = start + in @ matrix; ``start`` may be the output itself.
+inline void matmul(const float* in, int64_t in_stride, int64_t rows, int64_t inner, const float* matrix, int64_t width, Start start,
+                   float* out, int64_t out_stride) {
   int64_t i = 0;
   for (; i + 4 <= rows; i += 4) {
-    matmul_rows<4>(in + i * in_stride, in_stride, inner, matrix, width, out + i * out_stride, out_stride);
+    matmul_rows<4>(in + i * in_stride, in_stride, inner, matrix, width, start.at(i, 0), out + i * out_stride, out_stride);
   }
-  for (; i < rows; ++i) matmul_rows<1>(in + i * in_stride, in_stride, inner, matrix, width, out + i * out_stride, out_stride);
+  for (; i < rows; ++i) {
+    matmul_rows<1>(in + i * in_stride, in_stride, inner, matrix, width, start.at(i, 0), out + i * out_stride, out_stride);
+  }
 }
 
 // tanh(x) = 1 - 2 / (exp(2x) + 1), within 2e-7 of the true value. exp by halving into 2**n times a Taylor sum on
@@ -118,13 +128,12 @@ inline void reconstruct(const Network& network, int64_t hashes, int64_t dim, con
 // e + W2 relu(W1 e + b1) + b2 on rows (rows, dim); ``hidden`` holds rows x residual.hidden floats.
 inline void correct(const Residual& residual, int64_t rows, int64_t dim, float* e, int64_t stride, float* hidden) {
   const int64_t h = residual.hidden;
-  for (int64_t i = 0; i < rows; ++i) std::memcpy(hidden + i * h, residual.b1, static_cast<size_t>(h) * 4);
-  add_matmul(e, stride, rows, dim, residual.w1, h, hidden, h);
+  matmul(e, stride, rows, dim, residual.w1, h, {residual.b1, 0}, hidden, h);
   for (int64_t k = 0; k < rows * h; ++k) hidden[k] = hidden[k] > 0.0f ? hidden[k] : 0.0f;
   for (int64_t i = 0; i < rows; ++i) {
     for (int64_t j = 0; j < dim; ++j) e[i * stride + j] += residual.b2[j];
   }
-  add_matmul(hidden, h, rows, h, residual.w2, dim, e, stride);
+  matmul(hidden, h, rows, h, residual.w2, dim, {e, stride}, e, stride);
 }
 
 }  // namespace HFH_ISA

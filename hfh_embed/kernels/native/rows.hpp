@@ -61,16 +61,7 @@ class RowStream {
     float* z = t_.map ? latent_ : out;
     const int64_t z_stride = t_.map ? t_.latent_dim : stride;
     latent(rows, z, z_stride);
-    if (t_.map) {
-      for (int64_t i = 0; i < rows; ++i) {
-        if (t_.bias) {
-          std::memcpy(out + i * stride, t_.bias, static_cast<size_t>(t_.embedding_dim) * 4);
-        } else {
-          std::memset(out + i * stride, 0, static_cast<size_t>(t_.embedding_dim) * 4);
-        }
-      }
-      add_matmul(latent_, t_.latent_dim, rows, t_.latent_dim, t_.map, t_.embedding_dim, out, stride);
-    }
+    if (t_.map) matmul(latent_, t_.latent_dim, rows, t_.latent_dim, t_.map, t_.embedding_dim, {t_.bias, 0}, out, stride);
     if (t_.residual.hidden) correct(t_.residual, rows, t_.embedding_dim, out, stride, hidden_);
     for (int64_t i = 0; i < rows; ++i) {
       if (block_ids_[i] == t_.padding_id || (t_.zero_unknown && !has_own(block_ids_[i]))) {

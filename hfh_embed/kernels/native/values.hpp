@@ -24,6 +24,19 @@ inline uint32_t window(Bytes bytes, int64_t bit) {
 
 typedef uint32_t WordVec __attribute__((vector_size(4 * kLanes)));
 
+// By how much each lane's window is shifted, and which lanes look into the second window (-1).
+template <int kBits>
+struct Shifts {
+  uint32_t by[kLanes] = {};
+  int32_t later[kLanes] = {};
+  constexpr Shifts() {
+    for (int k = 0; k < kLanes; ++k) {
+      by[k] = static_cast<uint32_t>(k * kBits % 32);
+      later[k] = k * kBits >= 32 ? -1 : 0;
+    }
+  }
+};
+
 // The codes of kLanes values from place ``first`` on; those behind the end of the bytes are zeros.
 template <int kBits>
 inline IntVec codes(Bytes bytes, int64_t first) {
@@ -38,12 +51,13 @@ inline IntVec codes(Bytes bytes, int64_t first) {
     return __builtin_convertvector(given, IntVec);
   } else {
     constexpr int kCodes = 32 / kBits;  // in a window
-    const uint32_t low = window(bytes, first * kBits);
-    const uint32_t high = kCodes < kLanes ? window(bytes, first * kBits + 32) : low;
-    WordVec words, shifts;
-    for (int k = 0; k < kLanes; ++k) {
-      words[k] = k < kCodes ? low : high;
-      shifts[k] = static_cast<uint32_t>(k % kCodes * kBits);
+    constexpr Shifts<kBits> kShifts;
+    WordVec shifts, words = window(bytes, first * kBits) - WordVec{};
+    std::memcpy(&shifts, kShifts.by, sizeof shifts);
+    if constexpr (kCodes < kLanes) {
+      IntVec later;
+      std::memcpy(&later, kShifts.later, sizeof later);
+      words = later ? window(bytes, first * kBits + 32) - WordVec{} : words;
     }
     return (IntVec)(words >> shifts) & ((1 << kBits) - 1);
   }
