@@ -100,7 +100,7 @@ class Form:
         hashes, size = self.num_hashes, self.chunk_size
         if self.locality is Locality.WORDS:
             line_slots = LINE_BITS // self.bits
-            if hashes == 0:  # as many words as still hold the row, so that it touches one line; 4 and 8 do equally well
+            if hashes == 0:  # as many words as still hold the row, so that it touches one line (docs/method.md)
                 hashes = 4 if dim > 64 else 8
             size = size or min(128, max(1, line_slots // hashes))
         else:
