@@ -54,6 +54,11 @@ class ChoiceFile:
         folder = tempfile.TemporaryDirectory(prefix=PREFIX)
         return cls(Path(folder.name) / NAME, False, folder)
 
+    def close(self) -> None:
+        """Remove the temporary folder, if there is one."""
+        if self._folder is not None:
+            self._folder.cleanup()
+
     def read(self) -> Choice | None:
         """The choice, None if none was written down or the file is not one of ours."""
         if self.path is None:

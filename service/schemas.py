@@ -15,7 +15,7 @@ __all__ = [
     "Model",
     "Models",
     "OpenAIError",
-    "Ready",
+    "Readiness",
     "Row",
     "RowIds",
     "Rows",
@@ -51,7 +51,7 @@ class Overlay(BaseModel):
     stale: bool = Field(description="Redis does not answer; rows are served as last known, writes are refused")
 
 
-class Ready(Status):
+class Readiness(Status):
     """The process wants requests."""
 
     overlay: Overlay

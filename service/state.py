@@ -52,16 +52,19 @@ class State:
     @classmethod
     def load(cls, settings: Settings, *, first: bool = True) -> State:
         """Open what the settings name; raises as :meth:`Snapshots.start`, and InputError for a wrong Redis URL."""
-        overlay, metrics = _overlay(settings), Metrics()
+        keys = Keyring.load(settings.keys_file) if settings.keys_file is not None else Keyring()
+        rates, overlay, metrics = Rates(settings.rate_limit_url), _overlay(settings), Metrics()
         choices = ChoiceFile.place(settings.state_file, settings.paths, settings.workers)
         snapshots = Snapshots(Library(settings.paths), choices, overlay)
-        snapshots.start(first=first, workers=settings.workers)
+        try:
+            snapshots.start(first=first, workers=settings.workers)
+        except BaseException:
+            choices.close()
+            raise
         in_flight = InFlight(settings.max_in_flight_ids)
         reconstructor, searcher = Reconstructor(in_flight, metrics, settings), Searcher(settings.max_searches)
         state = cls(settings, Catalog({}), metrics, in_flight, reconstructor, searcher, overlay, snapshots)
-        if settings.keys_file is not None:
-            state.keys = Keyring.load(settings.keys_file)
-        state.rates = Rates(settings.rate_limit_url)
+        state.keys, state.rates = keys, rates
         snapshots.on_change = state._serve
         if first and settings.workers > 1:  # it serves nobody, and its metrics would be added to the workers'
             state.catalog = snapshots.catalog

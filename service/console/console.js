@@ -231,7 +231,7 @@ async function change(path, button) {
 async function load() {
   try {
     await tables();
-    if ((await ask("openapi.json")).paths["/v1/snapshots"]) await snapshots();
+    await snapshots();
     at("look-error").textContent = "";
   } catch (error) {
     at("look-error").textContent = error.message;

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from service.errors import ApiError
-from service.schemas import Overlay, Ready, Status
+from service.schemas import Overlay, Readiness, Status
 from service.state import State
 
 __all__ = ["router"]
@@ -21,12 +21,12 @@ async def livez() -> Status:
 
 
 @router.get("/readyz", summary="The process wants requests")
-async def readyz(request: Request) -> Ready:
+async def readyz(request: Request) -> Readiness:
     """Answers 200 when tables are loaded, 503 once the process was asked to stop."""
     state: State = request.app.state.hfh
     if not state.ready:
         raise ApiError(503, "not_ready", "the service is stopping")
-    return Ready(status="ok", overlay=Overlay.model_validate(state.overlay.describe()))
+    return Readiness(status="ok", overlay=Overlay.model_validate(state.overlay.describe()))
 
 
 @router.get("/metrics", summary="Prometheus metrics", response_class=Response)

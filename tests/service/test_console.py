@@ -82,9 +82,7 @@ def test_a_visitor_looks_up_rows_with_the_keyboard_alone(url: str, snapshot_path
     with _page(url, tmp_path) as page:
         assert page.locator("#tables tr").count() == 2
         assert page.locator("#health").inner_text() == "serving"
-        assert page.locator("#versions").is_hidden() == (
-            "/v1/snapshots" not in page.request.get(f"{url}/openapi.json").json()["paths"]
-        )
+        page.locator("#versions").wait_for(state="visible")
         reached = []
         for _ in range(12):
             page.keyboard.press("Tab")
