@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import orjson
 
 from service import wire
 from service.errors import ApiError, bad_request
@@ -217,7 +216,7 @@ def answer(asked: Question, name: str, version: str, rows: npt.NDArray[Any]) -> 
         else:
             tensor["data"] = values
         outputs.append(tensor)
-    return orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY), binary
+    return wire.json_text(document), binary
 
 
 def _object(value: Any, what: str) -> dict[str, Any]:

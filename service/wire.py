@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
+from hfh_embed.kernels import json_rows
 from service.errors import ApiError, bad_request
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "decode",
     "encode_document",
     "integers",
+    "json_text",
     "media_type",
     "negotiate",
     "numbers",
@@ -131,11 +133,27 @@ def numbers(value: Any, what: str) -> npt.NDArray[np.float32]:
 
 
 def encode_document(output: Output, document: dict[str, Any]) -> bytes:
-    """An answer with arrays in it as JSON or msgpack. JSON shows what is not finite as null."""
+    """An answer with arrays in it as JSON or msgpack."""
     if output.media == JSON:
-        return orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
+        return json_text(document)
     packed: bytes = msgpack.packb(document, default=_pack_array)
     return packed
+
+
+def json_text(document: Any) -> bytes:
+    """A document with arrays in it as JSON. Numbers read back as the same float32; what is not finite is null."""
+    return orjson.dumps(document, default=_text_of)
+
+
+def _text_of(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        rows = value[None] if value.ndim == 1 else value
+        if (text := json_rows(rows)) is None:
+            return orjson.Fragment(orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY))
+        return orjson.Fragment(text[1:-1] if value.ndim == 1 else text)
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{type(value).__name__} has no JSON form")
 
 
 def _pack_array(value: Any) -> Any:

@@ -30,7 +30,7 @@ PUBLIC = {
         *("compress", "load", "save"),
     },
     "hfh_embed.codec": {"compress"},
-    "hfh_embed.kernels": {"Kernel", "backends", "native_chosen", "prepare"},
+    "hfh_embed.kernels": {"Kernel", "backends", "json_rows", "native_chosen", "prepare"},
     "service.client": {"AsyncClient", "Client", "ServiceError"},
 }
 

@@ -92,3 +92,9 @@ def test_keys_without_a_vocabulary_are_hashed(table) -> None:
     for wrong in ("hello", [1]):
         with pytest.raises(InputError, match="list of strings"):
             table.ids_of(wrong)
+
+
+def test_no_ids_at_an_odd_address_are_no_ids(table) -> None:
+    ids = np.frombuffer(b"odd" + bytes(16), dtype=np.uint8)[3:3].view(np.int64)
+    assert table.lookup(ids).shape == (0, table.embedding_dim)
+    assert table.bag(ids, np.zeros(2, np.int64)).shape == (2, table.embedding_dim)

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from hfh_embed.errors import InputError, MissingDependencyError
 from hfh_embed.layout import TableData
 
-__all__ = ["Kernel", "backends", "native_chosen", "prepare"]
+__all__ = ["Kernel", "backends", "json_rows", "native_chosen", "prepare"]
 
 Mode = Literal["sum", "mean", "max"]
 
@@ -77,6 +77,17 @@ def _default() -> str:
 def native_chosen() -> bool:
     """Whether the compiled kernels are installed and not switched off."""
     return _default() == "native"
+
+
+def json_rows(rows: npt.NDArray[Any]) -> bytes | None:
+    """float32 rows (n, D) as a JSON list of lists, nine significant digits a number, which read back as the same float32; null
+    for what is not finite. None where the compiled kernels are not there or do not take this array.
+    """
+    if not native_chosen() or rows.dtype != np.float32 or rows.ndim != 2 or not rows.flags.c_contiguous:
+        return None
+    from hfh_embed.kernels._native import json_rows as native
+
+    return native(rows)
 
 
 def prepare(data: TableData, backend: str | None = None) -> Kernel:

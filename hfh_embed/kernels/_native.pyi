@@ -33,6 +33,9 @@ def addresses(
 def gather(table: F32, ids: I64, out: F32) -> None:
     """Rows of an uncompressed (N, D) table into out (B, D), prefetched: what lookups are compared with."""
 
+def json_rows(rows: F32) -> bytes:
+    """float32 rows (n, D) as a JSON list of lists, nine significant digits a number; null for what is not finite."""
+
 class Table:
     """One table with the arrays that it points at; ValueError for facts or sizes that would leave them."""
 

@@ -147,7 +147,7 @@ def _answer(model: str, rows: npt.NDArray[Any], used: int, encoding: str) -> byt
     ]
     usage = {"prompt_tokens": used, "total_tokens": used}
     document = {"object": "list", "data": data, "model": model, "usage": usage}
-    return orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
+    return wire.json_text(document)
 
 
 def _base64(row: npt.NDArray[Any]) -> str:

@@ -24,15 +24,16 @@ const Kernels& kernels();
 void bind_tables(nb::module_& m);
 void bind_training(nb::module_& m);
 void bind_coded(nb::module_& m);
+void bind_text(nb::module_& m);
 
 inline void require(bool condition, const char* what) {
   if (!condition) throw nb::value_error(what);
 }
 
-// nanobind takes arrays at any address.
+// nanobind takes arrays at any address; numpy calls one without elements aligned wherever it lies.
 template <class Array>
 bool aligned(const Array& array) {
-  return reinterpret_cast<uintptr_t>(array.data()) % sizeof(*array.data()) == 0;
+  return array.size() == 0 || reinterpret_cast<uintptr_t>(array.data()) % sizeof(*array.data()) == 0;
 }
 
 // Facts checked so that every address lies in the pool.

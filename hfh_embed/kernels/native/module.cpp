@@ -69,4 +69,5 @@ NB_MODULE(_native, m) {
   bind_tables(m);
   bind_training(m);
   bind_coded(m);
+  bind_text(m);
 }
