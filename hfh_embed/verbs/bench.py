@@ -117,7 +117,7 @@ def _batches(text: str) -> list[int]:
 def _one(table: Any, dense: npt.NDArray[np.float32], batch: int, threads: int) -> dict[str, Any]:
     """Uniform ids, a new batch at each call."""
     generator = np.random.default_rng(0)
-    count = max(4, min(64, 2**20 // batch))
+    count = max(4, min(2**21 // batch, 2**15))  # so many that no cache holds the uncompressed rows of a round
     ids = generator.integers(0, len(dense), (count, batch))
     turn = iter(range(10**12))
     out = np.empty((batch, dense.shape[1]), dtype=np.float32)
