@@ -2,9 +2,9 @@
 
     python -m benchmarks.lookup [--quick]
 
-Contenders take turns; figures are medians of the turns, in nanoseconds a row, one thread unless said. The dense table has random
-rows and every page touched. ``F.embedding`` and ours return new arrays; the C++ gather (prefetched 16 rows ahead) writes into one
-that exists already. Every call takes the next of prepared batches, two million ids in all, uniform or Zipf with exponent 1.05: fewer would stay in the caches.
+Contenders take turns; figures are medians of the turns, in nanoseconds a row, one thread unless said. Dense tables have every
+page touched. ``F.embedding`` reads a tensor that torch made, as a layer's weight is; ``f_embedding_huge`` and the C++ gather (prefetched
+16 rows ahead) read the same rows in huge pages. The gather writes into an array that exists already, all others return new ones. Every call takes the next of prepared batches, two million ids in all, uniform or Zipf with exponent 1.05: fewer would stay in the caches.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -68,6 +68,17 @@ def batches(kind: str, batch: int, n: int) -> list[Ids]:
     return list((ranks.astype(np.int64) * 2_654_435_761) % n)
 
 
+class Dense(NamedTuple):
+    """An uncompressed table twice: in huge pages where the system has them, and where torch puts its tensors."""
+
+    rows: npt.NDArray[np.float32]
+    weight: torch.Tensor
+
+    @classmethod
+    def of(cls, n: int, dim: int) -> Dense:
+        return cls(dense_table(n, dim), torch.empty(n, dim).fill_(0.5))
+
+
 class Bench:
     """Rows of one run, and the targets among them."""
 
@@ -109,24 +120,26 @@ def lookups(
     bench: Bench,
     case: str,
     table: Table,
-    dense: npt.NDArray[np.float32],
+    dense: Dense,
     kind: str,
     batch: int,
     dtype: Any = np.float32,
 ) -> dict[str, float]:
-    prepared = batches(kind, batch, len(dense))
+    rows = dense.rows
+    prepared = batches(kind, batch, len(rows))
     tensors = [torch.from_numpy(ids) for ids in prepared]
-    weight = torch.from_numpy(dense)
-    out = np.empty((batch, dense.shape[1]), dtype=np.float32)
+    huge = torch.from_numpy(rows)
+    out = np.empty((batch, rows.shape[1]), dtype=np.float32)
     turn = iter(range(10**12))
     contenders: dict[str, Callable[[], object]] = {
         "hfh": lambda: table.lookup(prepared[next(turn) % len(prepared)], dtype=dtype),
-        "f_embedding": lambda: F.embedding(tensors[next(turn) % len(prepared)], weight),
-        "gather": lambda: gather(dense, prepared[next(turn) % len(prepared)], out),
+        "f_embedding": lambda: F.embedding(tensors[next(turn) % len(prepared)], dense.weight),
+        "f_embedding_huge": lambda: F.embedding(tensors[next(turn) % len(prepared)], huge),
+        "gather": lambda: gather(rows, prepared[next(turn) % len(prepared)], out),
     }
     facts = {
-        "dense_rows": len(dense),
-        "dim": dense.shape[1],
+        "dense_rows": len(rows),
+        "dim": rows.shape[1],
         "ids": kind,
         "batch": batch,
         "dtype": np.dtype(dtype).name,
@@ -134,7 +147,7 @@ def lookups(
     return bench.compare(case, batch, contenders, **facts)
 
 
-def main_form(bench: Bench, dense: npt.NDArray[np.float32]) -> None:
+def main_form(bench: Bench, dense: Dense) -> None:
     line = one_table(N, D, 100)
     for kind, torch_times, gather_times in (("uniform", 5.0, 2.0), ("zipf", 3.0, 1.5)):
         for batch in BATCHES:
@@ -167,7 +180,7 @@ def main_form(bench: Bench, dense: npt.NDArray[np.float32]) -> None:
         bench.target(f"two threads, batch {batch}: times one", ratios["one"], 1.7)
 
 
-def other_forms(bench: Bench, dense: npt.NDArray[np.float32]) -> None:
+def other_forms(bench: Bench, dense: Dense) -> None:
     private = Form(latent_dim=16, private_dim=8, private_bits=1)
     for batch in BATCHES:
         ratios = lookups(
@@ -197,12 +210,12 @@ def other_forms(bench: Bench, dense: npt.NDArray[np.float32]) -> None:
 
 def other_dims(bench: Bench) -> None:
     for dim, n in ((16, N), (32, N), (128, 5_000_000), (384, 1_600_000)):
-        lookups(bench, f"line 100x D = {dim}", one_table(n, dim, 100), dense_table(n, dim), "uniform", 1_024)
+        lookups(bench, f"line 100x D = {dim}", one_table(n, dim, 100), Dense.of(n, dim), "uniform", 1_024)
 
 
-def single(bench: Bench, dense: npt.NDArray[np.float32]) -> None:
+def single(bench: Bench, dense: Dense) -> None:
     table, one = one_table(N, D, 100), np.array([12_345])
-    small = dense[:100_000].copy()
+    small = dense.rows[:100_000].copy()
     ratios = bench.compare(
         "batch 1",
         1,
@@ -220,7 +233,7 @@ def bags(bench: Bench) -> None:
     """26 features whose tables have 10 M rows in all, the largest a third of them, as in Criteo."""
     sizes = np.maximum(3, (3_400_000 * 0.66 ** np.arange(26)).astype(np.int64))
     tables = filled(plan({f"feature{k}": (int(n), D) for k, n in enumerate(sizes)}, 100))
-    dense = [torch.from_numpy(dense_table(int(n), D)) for n in sizes]
+    dense = [torch.empty(int(n), D).fill_(0.5) for n in sizes]
     for ids_a_bag in (1, 5):
         count = 2_048 * ids_a_bag
         offsets = np.arange(2_048, dtype=np.int64) * ids_a_bag
@@ -287,7 +300,7 @@ def main() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     torch.set_num_threads(1)
     bench = Bench(3 if args.quick else 7)
-    dense = dense_table(N, D)
+    dense = Dense.of(N, D)
     main_form(bench, dense)
     single(bench, dense)
     other_forms(bench, dense)
