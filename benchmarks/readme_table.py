@@ -46,6 +46,31 @@ def _cell(row: dict[str, Any] | None) -> str:
     return f"{row['relative_error']:.3f} / {row['recall_at_10']:.3f} ({row['real_ratio']:.1f}×)"
 
 
+LOOKUPS = {
+    "line 100x uniform 64": "default form, batch 64",
+    "line 100x uniform 1024": "default form, batch 1,024",
+    "line 100x uniform 16384": "default form, batch 16,384",
+    "line 100x zipf 1024": "default form, Zipf ids, batch 1,024",
+    "default form 10x": "default form at ratio 10 (private bits for each id)",
+    "map 32 -> 64, 100x": "latent rows of 32 and a linear map",
+    "exact rows for 10% of the ids, 100x": "exact rows for 10 % of the ids",
+    "residual network of 64, 100x": "residual network of 64",
+    "preset robe, 32x": "ROBE, ratio 32",
+    "preset hfh, 32x": "the paper's entry-wise network, ratio 32",
+}
+
+
+def lookup_table() -> str:
+    """Some rows of results/lookup.jsonl as Markdown."""
+    rows = {row["case"]: row for row in _rows("lookup")}
+    lines = ["| | hfh | F.embedding | C++ gather | F.embedding / hfh |", "|---|---|---|---|---|"]
+    for case, name in LOOKUPS.items():
+        row = rows[case]
+        times = (f"{row[f'{peer}_ns']:,.0f}" for peer in ("hfh", "f_embedding", "gather"))
+        lines.append(f"| {name} | {' | '.join(times)} | {row['f_embedding_over_hfh']:.2g} |")
+    return "\n".join(lines)
+
+
 def service_table() -> str:
     """The load rows of results/service.jsonl as Markdown."""
     rows = [row for row in _rows("service") if row["measure"] == "load"]
@@ -74,6 +99,7 @@ def _rows(name: str) -> list[dict[str, Any]]:
 TABLES = {
     "codec table": lambda: table(("minilm",)),
     "codec tables": table,
+    "lookup table": lookup_table,
     "service table": service_table,
     "batching table": batching_table,
 }
