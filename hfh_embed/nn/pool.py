@@ -77,7 +77,7 @@ class Pool(nn.Module):
         hashes = max(table.shared.num_hashes for table in self.plan.tables if table.shared is not None)
         # Row units: a learning rate means to the pool what it means to nn.Embedding.
         self.value_std = self.std / math.sqrt(hashes)
-        self.store = StoredValues(torch.randn(1, spec.slots) * self.value_std, spec.bits, Scaling.TABLE)
+        self.store = StoredValues(torch.randn(1, spec.slots).mul_(self.value_std), spec.bits, Scaling.TABLE)
         u, h = spec.num_hashes, spec.hidden
         if spec.reconstruction is Reconstruction.BILINEAR:
             self.linear = nn.Parameter(torch.ones(u))
