@@ -83,7 +83,9 @@ class _PoolOptimizer(torch.optim.Optimizer):
         now = (values._version, values.data_ptr())
         # A float, not a tensor: torch would load it in the values' own precision.
         if "sum_of_squares" not in state or self._left.get(id(values), now) != now:
-            parts = values.detach().reshape(-1).split(2**20)  # in pieces: float64 of the whole would be twice its memory
+            parts = torch.split(
+                values.detach().reshape(-1), 2**20
+            )  # in pieces: float64 of the whole would be twice its memory
             state["sum_of_squares"] = sum(float(part.double().square().sum()) for part in parts)
         stored = compiled.stored()
         state["sum_of_squares"] += self._update(compiled, stored, state, group)
