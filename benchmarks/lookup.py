@@ -31,6 +31,7 @@ from hfh_embed.layout import SnapshotSpec
 from hfh_embed.lookup import Table
 from hfh_embed.snapshot import Snapshot
 from hfh_embed.verbs.bench import dense_table, interleaved
+from tests.builders import random_arrays
 
 N, D = 10_000_000, 64
 BATCHES = (64, 1_024, 16_384)
@@ -40,17 +41,7 @@ generator = np.random.default_rng(0)
 
 def filled(spec: SnapshotSpec) -> Snapshot:
     """A snapshot with random values: what a row costs does not depend on them."""
-    arrays: dict[str, Any] = {}
-    for name, array in spec.arrays().items():
-        if name.endswith("exact.ids"):
-            table = spec.table(name.split("/")[1])
-            ids = np.sort(generator.choice(table.num_embeddings, array.shape[0], replace=False))
-            arrays[name] = ids.astype(array.dtype)
-        elif array.dtype == np.uint8:
-            arrays[name] = generator.integers(0, 256, array.shape, dtype=np.uint8)
-        else:
-            arrays[name] = generator.normal(size=array.shape).astype(array.dtype)
-    return Snapshot(spec, arrays)
+    return Snapshot(spec, random_arrays(spec))
 
 
 def one_table(n: int, dim: int, ratio: float, form: Form | None = None) -> Table:

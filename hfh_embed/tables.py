@@ -15,7 +15,7 @@ from hfh_embed.container import read_container
 from hfh_embed.errors import InputError, MissingDependencyError, SnapshotError
 from hfh_embed.text_vectors import read_text
 
-__all__ = ["DenseTable", "read_table", "read_vocabulary"]
+__all__ = ["DenseTable", "pyarrow_for", "read_table", "read_vocabulary"]
 
 Rows = npt.NDArray[Any]
 
@@ -175,7 +175,8 @@ def _collect(item: Any, name: str, found: dict[str, Any], kind: type) -> None:
             _collect(value, f"{name}.{key}" if name else str(key), found, kind)
 
 
-def _parquet(path: Path, tensor: str | None) -> DenseTable:
+def pyarrow_for(path: Path) -> tuple[Any, Any]:
+    """pyarrow and pyarrow.parquet, or a sentence about how to read this file."""
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -183,6 +184,11 @@ def _parquet(path: Path, tensor: str | None) -> DenseTable:
         raise MissingDependencyError(
             f"reading {path} needs pyarrow; install it with: pip install 'hfh-embed[parquet]'"
         ) from None
+    return pa, pq
+
+
+def _parquet(path: Path, tensor: str | None) -> DenseTable:
+    pa, pq = pyarrow_for(path)
     try:
         file = pq.ParquetFile(path)
     except pa.ArrowInvalid as error:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from hfh_embed.errors import InputError, MissingDependencyError
+from hfh_embed.errors import InputError
 from hfh_embed.verbs.base import Progress, Verb, bytes_text, print_json
 
 if TYPE_CHECKING:
@@ -204,13 +204,9 @@ def _is_number(text: str) -> bool:
 
 
 def _parquet_columns(path: Path) -> list[npt.NDArray[Any]]:
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError:
-        raise MissingDependencyError(
-            f"reading {path} needs pyarrow; install it with: pip install 'hfh-embed[parquet]'"
-        ) from None
+    from hfh_embed.tables import pyarrow_for
+
+    pa, pq = pyarrow_for(path)
     try:
         table = pq.read_table(path)
     except pa.ArrowInvalid as error:

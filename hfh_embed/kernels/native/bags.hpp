@@ -53,11 +53,7 @@ inline void block_bags(const Table& t, const int64_t* ids, const int64_t* bounds
 inline void add_counts(const uint64_t* plane, int64_t rows, uint8_t* counts) {
 #if defined(__AVX512BW__)
   __m512i sum = _mm512_load_si512(counts);
-  for (int64_t r = 0; r < rows; ++r) {
-    __m512i one = _mm512_maskz_mov_epi8(plane[r], _mm512_set1_epi8(1));
-    for (int p = 1; p < 4; ++p) one = _mm512_mask_add_epi8(one, plane[p * kGroup + r], one, _mm512_set1_epi8(1 << p));
-    sum = _mm512_add_epi8(sum, one);
-  }
+  for (int64_t r = 0; r < rows; ++r) sum = _mm512_add_epi8(sum, HFH_ISA::counts(plane + r, kGroup));
   _mm512_store_si512(counts, sum);
 #elif defined(__AVX2__)
   for (int j = 0; j < 64; j += 32) {

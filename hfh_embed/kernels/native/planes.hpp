@@ -84,7 +84,14 @@ inline int count_of(const uint64_t* plane, int64_t stride, int j) {
   return count;
 }
 
-#if defined(__AVX2__)
+#if defined(__AVX512BW__)
+// The counts of 64 entries, byte by byte.
+inline __m512i counts(const uint64_t* plane, int64_t stride) {
+  __m512i count = _mm512_maskz_mov_epi8(plane[0], _mm512_set1_epi8(1));
+  for (int p = 1; p < 4; ++p) count = _mm512_mask_add_epi8(count, plane[p * stride], count, _mm512_set1_epi8(1 << p));
+  return count;
+}
+#elif defined(__AVX2__)
 // -count of the 32 entries from entry j on, byte by byte: compares give -1 where a bit is set.
 inline __m256i minus_counts(const uint64_t* plane, int64_t stride, int64_t j) {
   const __m256i bit = _mm256_set1_epi64x(static_cast<int64_t>(0x8040201008040201ULL));
@@ -102,9 +109,7 @@ inline __m256i minus_counts(const uint64_t* plane, int64_t stride, int64_t j) {
 // Write ``used`` <= 64 entries whose counts lie in planes ``stride`` words apart.
 inline void widen(const uint64_t* plane, int64_t stride, int64_t used, const Palette& palette, float* out) {
 #if defined(__AVX512BW__)
-  const __mmask64 planes[4] = {plane[0], plane[stride], plane[2 * stride], plane[3 * stride]};
-  __m512i count = _mm512_maskz_mov_epi8(planes[0], _mm512_set1_epi8(1));
-  for (int p = 1; p < 4; ++p) count = _mm512_mask_add_epi8(count, planes[p], count, _mm512_set1_epi8(1 << p));
+  __m512i count = counts(plane, stride);
   // Entry 16s + k goes to byte 4k + s: then byte s of every double word holds the counts of one vector of 16 entries.
   const __m512i across = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
   const __m512i within = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
@@ -142,9 +147,7 @@ inline void widen(const uint64_t* plane, int64_t stride, int64_t used, const Pal
 
 inline void widen(const uint64_t* plane, int64_t stride, int64_t used, const Palette& palette, uint16_t* out) {
 #if defined(__AVX512BW__)
-  const __mmask64 planes[4] = {plane[0], plane[stride], plane[2 * stride], plane[3 * stride]};
-  __m512i count = _mm512_maskz_mov_epi8(planes[0], _mm512_set1_epi8(1));
-  for (int p = 1; p < 4; ++p) count = _mm512_mask_add_epi8(count, planes[p], count, _mm512_set1_epi8(1 << p));
+  const __m512i count = counts(plane, stride);
   const __m512i values = _mm512_load_si512(palette.half);
   const __mmask64 written = ~0ULL >> (64 - used);
   const __m512i low = _mm512_cvtepu8_epi16(_mm512_castsi512_si256(count));
