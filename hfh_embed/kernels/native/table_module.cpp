@@ -1,15 +1,13 @@
 // The Python side of lookups: checks what it is given, owns what the kernels point at, lets go of the interpreter lock. Calls
 // are kept thin, because for a few ids the call is the cost: arrays go through numpy's own C API.
 
-#define NPY_NO_DEPRECATED_API NPY_1_7_API_VERSION
-#include <numpy/arrayobject.h>
-
 #include <algorithm>
 #include <memory>
 #include <mutex>
 #include <vector>
 
 #include "binding.hpp"
+#include "numpy_arrays.hpp"
 #include "parallel.hpp"
 
 using namespace nanobind::literals;
@@ -117,15 +115,9 @@ class Table {
     PyArrayObject* given = plain_array(ids, NPY_INT64);
     if (given == nullptr || PyArray_NDIM(given) > 30 || (!half && dtype.ptr() != float_type())) return nb::none();
     require_whole();
-    const int dims = PyArray_NDIM(given);
-    npy_intp shape[32];
-    std::copy_n(PyArray_DIMS(given), dims, shape);
-    shape[dims] = table_.embedding_dim;
-    PyObject* made = PyArray_SimpleNew(dims + 1, shape, half ? NPY_HALF : NPY_FLOAT);
-    if (made == nullptr) throw nb::python_error();
-    nb::object rows = nb::steal(made);
+    nb::object rows = array_for(given, table_.embedding_dim, half);
     const auto* first = static_cast<const int64_t*>(PyArray_DATA(given));
-    void* out = PyArray_DATA(reinterpret_cast<PyArrayObject*>(made));
+    void* out = PyArray_DATA(reinterpret_cast<PyArrayObject*>(rows.ptr()));
     if (compute(first, PyArray_SIZE(given), out, half, num_threads) >= 0) return nb::none();
     return rows;
   }
@@ -169,7 +161,7 @@ class Table {
     require_whole();
     require(aligned(ids), "ids must be aligned");
     bool half;
-    void* to = output(out, static_cast<int64_t>(ids.size()), half);
+    void* to = output(out, static_cast<int64_t>(ids.size()), table_.embedding_dim, half);
     return compute(ids.data(), static_cast<int64_t>(ids.size()), to, half, num_threads);
   }
 
@@ -191,7 +183,7 @@ class Table {
       weight = given.data();
     }
     bool half;
-    void* to = output(out, bags, half);
+    void* to = output(out, bags, table_.embedding_dim, half);
     return compute_bags(ids.data(), own, weight, mode, to, half, num_threads);
   }
 
@@ -212,23 +204,6 @@ class Table {
   // Without a map the latent row is written where the row is wanted.
   void require_whole() const {
     require(table_.map != nullptr || table_.latent_dim == table_.embedding_dim, "rows of another length need a map");
-  }
-
-  static PyObject* float_type() {
-    static PyObject* type = reinterpret_cast<PyObject*>(PyArray_TypeObjectFromType(NPY_FLOAT));
-    return type;
-  }
-
-  static PyObject* half_type() {
-    static PyObject* type = reinterpret_cast<PyObject*>(PyArray_TypeObjectFromType(NPY_HALF));
-    return type;
-  }
-
-  // The array behind an object, if it is numpy's own class, C-contiguous, aligned, in native order and of this type.
-  static PyArrayObject* plain_array(nb::handle object, int type) {
-    if (!PyArray_CheckExact(object.ptr())) return nullptr;
-    auto* array = reinterpret_cast<PyArrayObject*>(object.ptr());
-    return PyArray_TYPE(array) == type && PyArray_IS_C_CONTIGUOUS(array) && PyArray_ISBEHAVED_RO(array) ? array : nullptr;
   }
 
   hfh::Values values_of(Stored bytes, int bits, int64_t count, float scale, nb::object row_scale, int64_t rows) {
@@ -264,17 +239,6 @@ class Table {
       directory_[bucket] = place;
     }
     exact.directory = directory_.data();
-  }
-
-  void* output(nb::handle out, int64_t rows, bool& half) const {
-    auto* array = reinterpret_cast<PyArrayObject*>(out.ptr());
-    require(PyArray_Check(out.ptr()) && PyArray_NDIM(array) == 2 && PyArray_DIM(array, 0) == rows &&
-                PyArray_DIM(array, 1) == table_.embedding_dim,
-            "out has the wrong shape");
-    half = PyArray_TYPE(array) == NPY_HALF;
-    require(half || PyArray_TYPE(array) == NPY_FLOAT, "out must be float32 or float16");
-    require(PyArray_IS_C_CONTIGUOUS(array) && PyArray_ISBEHAVED(array), "out must be writable and contiguous");
-    return PyArray_DATA(array);
   }
 
   int64_t first_refused(const int64_t* ids, int64_t count) const {
