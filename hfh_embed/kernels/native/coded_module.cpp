@@ -66,7 +66,7 @@ class Trellis {
     nb::gil_scoped_release release;
     std::vector<float> squares(values_);
     for (float& value : squares) value *= value;
-    hfh::parallel(count, hfh::parts(count, num_threads), [&](int64_t, int64_t begin, int64_t end) {
+    hfh::parallel(count, hfh::threads_for(count, num_threads), [&](int64_t, int64_t begin, int64_t end) {
       hfh::TrellisEncoder encoder(hfh::simd(), plan_, values_.data(), squares.data());
       for (int64_t i = begin; i < end; ++i) {
         const std::vector<uint32_t>& path = encoder.encode(x + i * entries, w);
@@ -148,7 +148,7 @@ class CodedPart {
     for (int64_t i = 0; i < count; ++i) {
       if (first[i] < 0 || (refuse_unknown && first[i] >= ids_)) return i;
     }
-    hfh::parallel(count, hfh::parts(count, num_threads), [&](int64_t, int64_t begin, int64_t end) {
+    hfh::parallel(count, hfh::threads_for(count, num_threads), [&](int64_t, int64_t begin, int64_t end) {
       const hfh::Simd simd = hfh::simd();
       std::vector<float> z(kBlockRows * latent_ + hfh::kLanes), wide(sizeof(T) == 4 ? 0 : kBlockRows * width);
       std::vector<uint8_t> ring(trellis_ ? trellis_->plan().ring_bits / 8 + 32 : 0);

@@ -1,15 +1,13 @@
 // The Python side of lookups: checks what it is given, owns what the kernels point at, lets go of the interpreter lock. Calls
 // are kept thin, because for a few ids the call is the cost: arrays go through numpy's own C API.
 
-#define NPY_NO_DEPRECATED_API NPY_1_7_API_VERSION
-#include <numpy/arrayobject.h>
-
 #include <algorithm>
+#include <atomic>
 #include <memory>
 #include <mutex>
 #include <vector>
 
-#include "binding.hpp"
+#include "numpy_arrays.hpp"
 #include "parallel.hpp"
 
 using namespace nanobind::literals;
@@ -19,6 +17,7 @@ namespace binding {
 namespace {
 
 constexpr int64_t kKeepLockIds = 256;  // fewer ids are answered sooner than the lock is handed over
+constexpr int64_t kNone = INT64_MAX;   // no place of an id
 
 // One table with everything that its rows are computed from; keeps the arrays alive.
 class Table {
@@ -121,11 +120,9 @@ class Table {
     npy_intp shape[32];
     std::copy_n(PyArray_DIMS(given), dims, shape);
     shape[dims] = table_.embedding_dim;
-    PyObject* made = PyArray_SimpleNew(dims + 1, shape, half ? NPY_HALF : NPY_FLOAT);
-    if (made == nullptr) throw nb::python_error();
-    nb::object rows = nb::steal(made);
+    nb::object rows = new_array(dims + 1, shape, half ? NPY_HALF : NPY_FLOAT);
     const auto* first = static_cast<const int64_t*>(PyArray_DATA(given));
-    void* out = PyArray_DATA(reinterpret_cast<PyArrayObject*>(made));
+    void* out = PyArray_DATA(reinterpret_cast<PyArrayObject*>(rows.ptr()));
     if (compute(first, PyArray_SIZE(given), out, half, num_threads) >= 0) return nb::none();
     return rows;
   }
@@ -156,10 +153,8 @@ class Table {
       if (bounds[b] > bounds[b + 1]) return nb::none();
     }
     npy_intp shape[2] = {bags, table_.embedding_dim};
-    PyObject* made = PyArray_SimpleNew(2, shape, half ? NPY_HALF : NPY_FLOAT);
-    if (made == nullptr) throw nb::python_error();
-    nb::object rows = nb::steal(made);
-    void* out = PyArray_DATA(reinterpret_cast<PyArrayObject*>(made));
+    nb::object rows = new_array(2, shape, half ? NPY_HALF : NPY_FLOAT);
+    void* out = PyArray_DATA(reinterpret_cast<PyArrayObject*>(rows.ptr()));
     const auto* first = static_cast<const int64_t*>(PyArray_DATA(given));
     return compute_bags(first, bounds, weight, mode, out, half, num_threads) >= 0 ? nb::none() : rows;
   }
@@ -214,23 +209,6 @@ class Table {
     require(table_.map != nullptr || table_.latent_dim == table_.embedding_dim, "rows of another length need a map");
   }
 
-  static PyObject* float_type() {
-    static PyObject* type = reinterpret_cast<PyObject*>(PyArray_TypeObjectFromType(NPY_FLOAT));
-    return type;
-  }
-
-  static PyObject* half_type() {
-    static PyObject* type = reinterpret_cast<PyObject*>(PyArray_TypeObjectFromType(NPY_HALF));
-    return type;
-  }
-
-  // The array behind an object, if it is numpy's own class, C-contiguous, aligned, in native order and of this type.
-  static PyArrayObject* plain_array(nb::handle object, int type) {
-    if (!PyArray_CheckExact(object.ptr())) return nullptr;
-    auto* array = reinterpret_cast<PyArrayObject*>(object.ptr());
-    return PyArray_TYPE(array) == type && PyArray_IS_C_CONTIGUOUS(array) && PyArray_ISBEHAVED_RO(array) ? array : nullptr;
-  }
-
   hfh::Values values_of(Stored bytes, int bits, int64_t count, float scale, nb::object row_scale, int64_t rows) {
     require(bits == 1 || bits == 2 || bits == 4 || bits == 8 || bits == 16 || bits == 32, "bits must be 1, 2, 4, 8, 16 or 32");
     hfh::Values values{{bytes.data(), static_cast<int64_t>(bytes.size())}, bits, count, scale, nullptr};
@@ -277,14 +255,14 @@ class Table {
     return PyArray_DATA(array);
   }
 
-  int64_t first_refused(const int64_t* ids, int64_t count) const {
+  // The first of some ids that is refused, or none.
+  int64_t first_refused(const int64_t* ids, int64_t begin, int64_t end) const {
     const uint64_t limit = table_.refuse_unknown ? table_.num_embeddings : uint64_t{1} << 63;
     bool refused = false;
-    for (int64_t i = 0; i < count; ++i) refused |= static_cast<uint64_t>(ids[i]) >= limit;
-    if (!refused) return -1;
-    int64_t i = 0;
-    while (i < count - 1 && static_cast<uint64_t>(ids[i]) < limit) ++i;
-    return i;
+    for (int64_t i = begin; i < end; ++i) refused |= static_cast<uint64_t>(ids[i]) >= limit;
+    if (!refused) return kNone;
+    while (begin < end - 1 && static_cast<uint64_t>(ids[begin]) < limit) ++begin;
+    return begin;
   }
 
   int64_t compute(const int64_t* ids, int64_t count, void* out, bool half, int num_threads) const {
@@ -295,16 +273,17 @@ class Table {
 
   int64_t compute_unlocked(const int64_t* ids, int64_t count, void* out, bool half, int num_threads) const {
     if (table_.exact.count) std::call_once(directory_made_, [this] { make_directory(); });
-    if (const int64_t refused = first_refused(ids, count); refused >= 0) return refused;
     const int64_t width = table_.embedding_dim * (half ? 2 : 4);
     const bool plain = table_.is_plain() && table_.shared.is_line_form();
-    const int64_t parts = hfh::parts(count, num_threads), floats = plain ? 0 : kernels().scratch_floats(table_);
-    const std::unique_ptr<float[]> scratch(plain ? nullptr : new float[parts * floats]);
-    hfh::parallel(count, parts, [&](int64_t part, int64_t begin, int64_t end) {
+    const int64_t threads = hfh::threads_for(count, num_threads), floats = plain ? 0 : kernels().scratch_floats(table_);
+    const std::unique_ptr<float[]> scratch(plain ? nullptr : new float[threads * floats]);
+    std::atomic<int64_t> refused{kNone};
+    hfh::parallel(count, threads, [&](int64_t slot, int64_t begin, int64_t end) {
+      if (!admitted(ids, begin, end, refused)) return;
       kernels().rows(table_, ids + begin, end - begin, static_cast<char*>(out) + begin * width, half,
-                     scratch.get() + part * floats);
+                     scratch.get() + slot * floats);
     });
-    return -1;
+    return refused == kNone ? -1 : refused.load();
   }
 
   int64_t compute_bags(const int64_t* ids, const std::vector<int64_t>& bounds, const float* weights, int mode, void* out,
@@ -313,14 +292,23 @@ class Table {
     const int64_t bags = static_cast<int64_t>(bounds.size()) - 1, members = bounds[bags] - bounds[0];
     const int64_t width = table_.embedding_dim * (half ? 2 : 4);
     if (table_.exact.count) std::call_once(directory_made_, [this] { make_directory(); });
-    if (const int64_t refused = first_refused(ids + bounds[0], members); refused >= 0) return refused + bounds[0];
-    const int64_t parts = hfh::parts(members, num_threads), floats = kernels().scratch_floats(table_);
-    const std::unique_ptr<float[]> scratch(new float[parts * floats]);
-    hfh::parallel(bags, parts, [&](int64_t part, int64_t begin, int64_t end) {
+    const int64_t threads = hfh::threads_for(members, num_threads), floats = kernels().scratch_floats(table_);
+    const std::unique_ptr<float[]> scratch(new float[threads * floats]);
+    std::atomic<int64_t> refused{kNone};
+    hfh::parallel(bags, threads, [&](int64_t slot, int64_t begin, int64_t end) {
+      if (!admitted(ids, bounds[begin], bounds[end], refused)) return;
       kernels().bags(table_, ids, bounds.data() + begin, end - begin, weights, static_cast<hfh::Mode>(mode),
-                     static_cast<char*>(out) + begin * width, half, scratch.get() + part * floats);
+                     static_cast<char*>(out) + begin * width, half, scratch.get() + slot * floats);
     });
-    return -1;
+    return refused == kNone ? -1 : refused.load();
+  }
+
+  // Whether none of some ids is refused; else the first one becomes ``refused``, if none before it is.
+  bool admitted(const int64_t* ids, int64_t begin, int64_t end, std::atomic<int64_t>& refused) const {
+    const int64_t mine = first_refused(ids, begin, end);
+    for (int64_t known = refused; mine < known && !refused.compare_exchange_weak(known, mine);) {
+    }
+    return mine == kNone;
   }
 
   mutable hfh::Table table_;
