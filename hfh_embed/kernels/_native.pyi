@@ -167,31 +167,26 @@ class CodedPart:
         self,
         num_embeddings: int,
         trellis: Trellis | None,
+        ring_codes: npt.NDArray[np.uint8],
         chunks: npt.NDArray[np.int64],
         codebooks: npt.NDArray[np.float32],
+        chunk_codes: npt.NDArray[np.uint8],
         map: npt.NDArray[np.float32],
         bias: npt.NDArray[np.float32],
+        padding_id: int,
+        refuse_unknown: bool,
     ) -> None: ...
-    def rows(
-        self,
-        ring_codes: npt.NDArray[np.uint8],
-        chunk_codes: npt.NDArray[np.uint8],
-        ids: npt.NDArray[np.int64],
-        out: npt.NDArray[np.float32],
-        refuse_unknown: bool,
-        padding_id: int,
-        num_threads: int,
-    ) -> int:
-        """Write whole rows; -1, or the position of the first refused id."""
+    def lookup(self, ids: Any, dtype: Any, num_threads: int = 1) -> npt.NDArray[Any] | None:
+        """Rows in a new array, or None where the plain case does not apply."""
 
-    def rows_half(
+    def rows(self, ids: npt.NDArray[np.int64], out: npt.NDArray[Any], num_threads: int = 1) -> int:
+        """Write whole rows, float32 or float16; -1, or the position of the first refused id."""
+
+    def add(
         self,
-        ring_codes: npt.NDArray[np.uint8],
-        chunk_codes: npt.NDArray[np.uint8],
         ids: npt.NDArray[np.int64],
-        out: npt.NDArray[np.uint16],
-        refuse_unknown: bool,
-        padding_id: int,
-        num_threads: int,
-    ) -> int:
-        """As rows, in float16, whose bits ``out`` holds."""
+        z: npt.NDArray[np.float32],
+        out: npt.NDArray[np.float32],
+        num_threads: int = 1,
+    ) -> None:
+        """Write (latent rows z plus codes) @ map + bias; an id outside the table has no codes. ``z`` is written over."""

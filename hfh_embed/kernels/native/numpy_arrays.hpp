@@ -1,9 +1,10 @@
-// Arrays through numpy's own C API, for calls of which a few hundred nanoseconds count. Of one source file only.
+// Arrays through numpy's own C API, for calls of which a few hundred nanoseconds count. Each file that includes this imports it once.
 #pragma once
 
 #define NPY_NO_DEPRECATED_API NPY_1_7_API_VERSION
 #include <numpy/arrayobject.h>
 
+#include <algorithm>
 #include <cstdlib>
 
 #include "binding.hpp"
@@ -11,6 +12,7 @@
 
 namespace hfh {
 namespace binding {
+namespace {
 
 inline PyObject* float_type() {
   static PyObject* type = reinterpret_cast<PyObject*>(PyArray_TypeObjectFromType(NPY_FLOAT));
@@ -53,5 +55,26 @@ inline nb::object new_array(int dims, npy_intp* shape, int type) {
   return array;
 }
 
+// A new array of the ids' shape and one more axis of ``dim`` entries.
+inline nb::object array_for(PyArrayObject* ids, int64_t dim, bool half) {
+  const int dims = PyArray_NDIM(ids);
+  npy_intp shape[32];
+  std::copy_n(PyArray_DIMS(ids), dims, shape);
+  shape[dims] = dim;
+  return new_array(dims + 1, shape, half ? NPY_HALF : NPY_FLOAT);
+}
+
+// Where rows are wanted: a C-contiguous (rows, dim) array of float32 or float16.
+inline void* output(nb::handle out, int64_t rows, int64_t dim, bool& half) {
+  auto* array = reinterpret_cast<PyArrayObject*>(out.ptr());
+  require(PyArray_Check(out.ptr()) && PyArray_NDIM(array) == 2 && PyArray_DIM(array, 0) == rows && PyArray_DIM(array, 1) == dim,
+          "out has the wrong shape");
+  half = PyArray_TYPE(array) == NPY_HALF;
+  require(half || PyArray_TYPE(array) == NPY_FLOAT, "out must be float32 or float16");
+  require(PyArray_IS_C_CONTIGUOUS(array) && PyArray_ISBEHAVED(array), "out must be writable and contiguous");
+  return PyArray_DATA(array);
+}
+
+}  // namespace
 }  // namespace binding
 }  // namespace hfh

@@ -116,11 +116,7 @@ class Table {
     PyArrayObject* given = plain_array(ids, NPY_INT64);
     if (given == nullptr || PyArray_NDIM(given) > 30 || (!half && dtype.ptr() != float_type())) return nb::none();
     require_whole();
-    const int dims = PyArray_NDIM(given);
-    npy_intp shape[32];
-    std::copy_n(PyArray_DIMS(given), dims, shape);
-    shape[dims] = table_.embedding_dim;
-    nb::object rows = new_array(dims + 1, shape, half ? NPY_HALF : NPY_FLOAT);
+    nb::object rows = array_for(given, table_.embedding_dim, half);
     const auto* first = static_cast<const int64_t*>(PyArray_DATA(given));
     void* out = PyArray_DATA(reinterpret_cast<PyArrayObject*>(rows.ptr()));
     if (compute(first, PyArray_SIZE(given), out, half, num_threads) >= 0) return nb::none();
@@ -164,7 +160,7 @@ class Table {
     require_whole();
     require(aligned(ids), "ids must be aligned");
     bool half;
-    void* to = output(out, static_cast<int64_t>(ids.size()), half);
+    void* to = output(out, static_cast<int64_t>(ids.size()), table_.embedding_dim, half);
     return compute(ids.data(), static_cast<int64_t>(ids.size()), to, half, num_threads);
   }
 
@@ -186,7 +182,7 @@ class Table {
       weight = given.data();
     }
     bool half;
-    void* to = output(out, bags, half);
+    void* to = output(out, bags, table_.embedding_dim, half);
     return compute_bags(ids.data(), own, weight, mode, to, half, num_threads);
   }
 
@@ -242,17 +238,6 @@ class Table {
       directory_[bucket] = place;
     }
     exact.directory = directory_.data();
-  }
-
-  void* output(nb::handle out, int64_t rows, bool& half) const {
-    auto* array = reinterpret_cast<PyArrayObject*>(out.ptr());
-    require(PyArray_Check(out.ptr()) && PyArray_NDIM(array) == 2 && PyArray_DIM(array, 0) == rows &&
-                PyArray_DIM(array, 1) == table_.embedding_dim,
-            "out has the wrong shape");
-    half = PyArray_TYPE(array) == NPY_HALF;
-    require(half || PyArray_TYPE(array) == NPY_FLOAT, "out must be float32 or float16");
-    require(PyArray_IS_C_CONTIGUOUS(array) && PyArray_ISBEHAVED(array), "out must be writable and contiguous");
-    return PyArray_DATA(array);
   }
 
   // The first of some ids that is refused, or none.
