@@ -21,7 +21,7 @@ from hfh_embed.snapshot import Snapshot
 from hfh_embed.spec import PrivateSpec, TableSpec, Unknown
 from hfh_embed.vocabulary import Vocabulary
 
-__all__ = ["compress"]
+__all__ = ["compress", "cores"]
 
 Progress = Callable[[int, int, str], None]
 Rows = npt.NDArray[Any]
@@ -116,7 +116,7 @@ class _Work:
             self.sample,
             self.ranks,
             metric=self.metric,
-            threads=_cores(),
+            threads=cores(),
             seed=self.seed,
             tell=self.tell,
             quick_only=quick_only,
@@ -280,7 +280,8 @@ def _encode(
     return stored, lost / total if total else 0.0
 
 
-def _cores() -> int:
+def cores() -> int:
+    """The processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
