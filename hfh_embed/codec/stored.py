@@ -150,7 +150,7 @@ class StoredFit:
         return order[places].astype(np.uint8)
 
 
-def encode_values(latent: F64, bits: int, scale: Array | None = None) -> tuple[Array, Array]:
+def encode_values(latent: npt.NDArray[np.floating], bits: int, scale: Array | None = None) -> tuple[Array, Array]:
     """Latent entries (n, K) as stored values of ``bits`` bits, and the float16 scale of each row (none from 16 bits on).
 
     A ``scale`` (1,) of the whole table is used as it is.

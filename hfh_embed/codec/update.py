@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from hfh_embed.codec.compress import cores
 from hfh_embed.codec.stored import StoredFit, encode_values, put_bits
+from hfh_embed.codec.survey import BLOCK_ROWS
+from hfh_embed.dense import DenseRows
 from hfh_embed.errors import InputError
 from hfh_embed.layout import Array, SnapshotSpec, table_arrays
 from hfh_embed.lookup import Table
@@ -21,12 +22,10 @@ from hfh_embed.vocabulary import Vocabulary
 
 __all__ = ["Update", "update"]
 
-Rows = npt.NDArray[Any]
 Ids = npt.NDArray[np.int64]
 F64 = npt.NDArray[np.float64]
 Progress = Callable[[int, int, str], None]
 
-BLOCK_ROWS = 16_384
 WORST = 5
 LARGER, DEVIATIONS = 0.25, 2.0
 """A fit no longer suits rows whose relative error is larger than its own by this share; of few rows, whose errors differ by
@@ -82,7 +81,7 @@ class Update:
 
 def update(
     snapshot: Snapshot,
-    rows: Rows,
+    rows: DenseRows,
     ids: npt.ArrayLike | None = None,
     *,
     keys: Sequence[str] | None = None,
@@ -109,18 +108,19 @@ def update(
     old = _table(snapshot, table)
     fit = StoredFit(old.data, cores())
     dim = old.embedding_dim
-    if rows.ndim != 2 or not len(rows) or rows.dtype.kind != "f":
+    if len(rows.shape) != 2 or not rows.shape[0] or rows.dtype.kind != "f":
         raise InputError(f"rows are {rows.dtype} of shape {rows.shape}; give floats of shape (rows, {dim})")
     if rows.shape[1] != dim:
         raise InputError(f"rows have {rows.shape[1]} entries; those of table {old.name!r} have {dim}")
-    wanted, new_keys = _ids(old, len(rows), ids, keys)
+    given = rows.shape[0]
+    wanted, new_keys = _ids(old, given, ids, keys)
     count = max(old.num_embeddings, int(wanted.max()) + 1)
     spec = old.spec.replace(num_embeddings=count)
     arrays = _grown(old, spec)
-    for start in range(0, len(rows), BLOCK_ROWS):
+    for start in range(0, given, BLOCK_ROWS):
         block, own = _block(rows, start, old, wanted), wanted[start : start + BLOCK_ROWS]
         _store(fit, spec, arrays, own, block)
-        tell(min(start + BLOCK_ROWS, len(rows)), len(rows), "encode")
+        tell(min(start + BLOCK_ROWS, given), given, "encode")
     made = _snapshot(snapshot, spec, arrays, new_keys)
     return _measured(made, spec.name, rows, wanted, old.num_embeddings, _own_error(snapshot), tell)
 
@@ -182,7 +182,7 @@ def _check_ids(table: Table, ids: Ids) -> None:
         )
 
 
-def _block(rows: Rows, start: int, table: Table, ids: Ids) -> npt.NDArray[np.float32]:
+def _block(rows: DenseRows, start: int, table: Table, ids: Ids) -> npt.NDArray[np.float32]:
     with np.errstate(over="ignore"):
         block = np.asarray(rows[start : start + BLOCK_ROWS], dtype=np.float32)
     wrong = np.flatnonzero(~np.isfinite(block).all(axis=1))
@@ -246,7 +246,7 @@ def _own_error(snapshot: Snapshot) -> float | None:
 
 
 def _measured(
-    made: Snapshot, name: str, rows: Rows, ids: Ids, before: int, own: float | None, tell: Progress
+    made: Snapshot, name: str, rows: DenseRows, ids: Ids, before: int, own: float | None, tell: Progress
 ) -> Update:
     """Look the rows up again and compare them with what was given."""
     error, energy, cosine = np.empty(len(ids)), np.empty(len(ids)), np.empty(len(ids))

@@ -7,12 +7,13 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 import hfh_embed
+from hfh_embed.dense import DenseRows
 from hfh_embed.errors import InputError
 from hfh_embed.lookup import Table
 from hfh_embed.verbs.base import CheckFailedError, Progress, Verb, print_json
@@ -22,7 +23,7 @@ __all__ = ["UPDATE"]
 
 
 class _Given(NamedTuple):
-    rows: npt.NDArray[Any]
+    rows: DenseRows
     ids: npt.NDArray[np.int64] | None
     keys: Sequence[str] | None
     notes: Mapping[str, str] = MappingProxyType({})
@@ -105,7 +106,7 @@ def _from_file(args: argparse.Namespace, table: Table) -> _Given:
         return _Given(dense.rows, _ids(args.ids), keys)
     if args.append:
         count = table.num_embeddings
-        return _Given(dense.rows, np.arange(count, count + len(dense.rows)), keys or dense.vocabulary)
+        return _Given(dense.rows, np.arange(count, count + dense.rows.shape[0]), keys or dense.vocabulary)
     if keys is None and table.vocabulary is not None:
         keys = list(dense.vocabulary) if dense.vocabulary is not None else None
     return _Given(dense.rows, None, keys)
