@@ -13,7 +13,7 @@ from hfh_embed.codec import compress
 from hfh_embed.errors import InputError
 from hfh_embed.tables import read_table
 
-ROWS = np.random.default_rng(0).normal(size=(7_000, 6)).astype(np.float32)
+ROWS = np.random.default_rng(0).normal(size=(7_000, 16)).astype(np.float32)
 
 
 def _table(rows: np.ndarray, kind: str = "fixed") -> pa.Table:
@@ -80,7 +80,7 @@ def test_a_folder_is_a_table(tmp_path, capsys) -> None:
 
 def test_what_does_not_fit_is_refused(tmp_path) -> None:
     pq.write_table(_table(ROWS[:300]), tmp_path / "a.parquet")
-    pq.write_table(_table(ROWS[:300, :5]), tmp_path / "b.parquet")
+    pq.write_table(_table(ROWS[:300, :15]), tmp_path / "b.parquet")
     with pytest.raises(InputError, match=r"b\.parquet: rows of column 'vector' from row 0 on differ in length"):
         read_table(tmp_path).rows[:]
     pq.write_table(_table(ROWS[:300].astype(np.float64)), tmp_path / "b.parquet")
@@ -99,7 +99,7 @@ def test_what_does_not_fit_is_refused(tmp_path) -> None:
         read_table(tmp_path / "c.arrow")
     with pytest.raises(InputError, match="no list column 'id'"):
         read_table(tmp_path / "a.parquet", "id")
-    integers = pa.array(ROWS[:9].astype(np.int32).tolist(), pa.list_(pa.int32(), 6))
+    integers = pa.array(ROWS[:9].astype(np.int32).tolist(), pa.list_(pa.int32(), 16))
     pq.write_table(pa.table({"vector": integers}), tmp_path / "d.parquet")
     with pytest.raises(InputError, match="holds int32"):
         read_table(tmp_path / "d.parquet")

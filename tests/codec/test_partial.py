@@ -13,8 +13,8 @@ from hfh_embed.codec.survey import in_turn
 from hfh_embed.errors import InputError
 
 COUNT = 150_000
-ROWS = (np.random.default_rng(0).normal(size=(COUNT, 4)) / np.arange(1, 5)).astype(np.float32)
-RATIO = 12
+ROWS = (np.random.default_rng(0).normal(size=(COUNT, 16)) / np.arange(1, 17)).astype(np.float32)
+RATIO = 10
 
 
 @pytest.fixture(autouse=True)
@@ -107,7 +107,7 @@ def record(self, number, errors, was=OnDisk.record):
 OnDisk.record = record
 sys.modules["hfh_embed.codec.compress"].SAMPLE_ROWS = 2_000
 sys.modules["hfh_embed.codec.choice"].WORK = 1e6
-sys.exit(cli.main(["compress", {dense!r}, "-o", {out!r}, "--ratio", "12"]))
+sys.exit(cli.main(["compress", {dense!r}, "-o", {out!r}, "--ratio", "10"]))
 """
 
 
