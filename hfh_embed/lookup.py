@@ -74,7 +74,7 @@ class Table:
 
     @functools.cached_property
     def rotation(self) -> npt.NDArray[np.float32]:
-        """(raw_dim, D) with orthonormal rows: a row is its raw row times this. InputError where there are no raw rows."""
+        """(raw_dim, D), orthonormal rows and then zeros: a row is its raw row times this. InputError where there are no raw rows."""
         return unrotated(self.data)[1]
 
     def __repr__(self) -> str:

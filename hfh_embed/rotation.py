@@ -17,18 +17,22 @@ from hfh_embed.spec import MapSpec, TableSpec
 __all__ = ["raw_dim", "unrotated"]
 
 F32 = npt.NDArray[np.float32]
+LANES = 16
+"""Raw rows are filled up with zeros to whole vectors: a product with an odd number of columns takes half as long again."""
 
 
 def raw_dim(table: TableSpec) -> int | None:
     """The entries of a row before its rotation; None for tables that have no smaller form: without a map from fewer entries."""
     if table.map is None or table.residual is not None:
         return None
-    entries = table.latent_dim + table.map.bias
+    entries = -(-(table.latent_dim + table.map.bias) // LANES) * LANES
     return entries if entries < table.embedding_dim else None
 
 
 def unrotated(data: TableData) -> tuple[TableData, F32]:
     """A table of the rows before their rotation, and the rotation (raw_dim, D): ``row = raw row @ rotation``.
+
+    Both end with as many zeros as fill up the raw rows.
 
     Raises:
         InputError: the table has no smaller form.
@@ -44,10 +48,11 @@ def unrotated(data: TableData) -> tuple[TableData, F32]:
     if table.map.bias:
         joined = np.concatenate((joined, data.arrays["map.bias"].astype(np.float64)[None]))
     left, strength, rotation = np.linalg.svd(joined, full_matrices=False)
-    kept = (left * strength).astype(np.float32)
+    spare = entries - len(strength)
+    kept = np.pad(left * strength, ((0, 0), (0, spare))).astype(np.float32)
     arrays = {name: array for name, array in data.arrays.items() if not name.startswith("map.")}
     arrays["map.values"] = np.ascontiguousarray(kept[: table.latent_dim])
     if table.map.bias:
         arrays["map.bias"] = np.ascontiguousarray(kept[table.latent_dim])
     spec = table.replace(embedding_dim=entries, map=MapSpec(32, bias=table.map.bias))
-    return TableData(spec, data.pool, arrays), rotation.astype(np.float32)
+    return TableData(spec, data.pool, arrays), np.pad(rotation, ((0, spare), (0, 0))).astype(np.float32)

@@ -26,7 +26,9 @@ def test_raw_rows_have_the_geometry_of_the_rows(name: str) -> None:
     largest = np.abs(rows).max()
     assert np.abs(raw @ raw.T - rows @ rows.T).max() < 1e-4 * largest**2 * 40
     assert np.abs(raw @ table.rotation - rows).max() < 1e-5 * largest
-    assert np.abs(table.rotation @ table.rotation.T - np.eye(table.raw_dim)).max() < 1e-5
+    product = table.rotation @ table.rotation.T
+    used = int(product.diagonal().round().sum())
+    assert np.abs(product - np.diag(np.arange(table.raw_dim) < used)).max() < 1e-5
     assert table.lookup(ids, raw=True, dtype=np.float16).dtype == np.float16
     if name == "bias":
         assert not raw[[1, 5]].any()

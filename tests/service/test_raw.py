@@ -25,7 +25,7 @@ BINARY = "application/octet-stream"
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory) -> Path:
-    """A table with raw rows of 13 entries, and one without."""
+    """A table with raw rows of 16 entries, and one without."""
     users = TableSpec("users", N, 40, private=PrivateSpec(12, 4), latent_dim=12, map=MapSpec(8, bias=True))
     spec = SnapshotSpec((users, TableSpec("plain", N, 8, private=PrivateSpec(8, 8))))
     path = tmp_path_factory.mktemp("raw") / "tables.hfh"
@@ -42,19 +42,19 @@ def url(path: Path) -> Iterator[str]:
 def test_every_way_gives_the_raw_rows(path: Path, url: str) -> None:
     users = hfh_embed.open(path)["users"]
     raw = users.lookup(IDS, raw=True)
-    assert raw.shape == (3, 13)
+    assert raw.shape == (3, 16)
     with Client(url) as client:
-        assert {t["name"]: t["raw_dim"] for t in client.tables()} == {"users": 13, "plain": None}
+        assert {t["name"]: t["raw_dim"] for t in client.tables()} == {"users": 16, "plain": None}
         assert np.array_equal(client.lookup("users", IDS, raw=True), raw)
         assert np.array_equal(client.lookup("users", IDS), users.lookup(IDS))
         found = client.lookup("users", keys=["key 3"], raw=True, dtype=np.float16)
         assert np.array_equal(found, users.lookup([3], raw=True, dtype=np.float16))
         several = client.lookup_several({"users": {"ids": IDS, "raw": True}, "plain": {"ids": [1], "raw": False}})
-        assert several["users"].shape == (3, 13) and several["plain"].shape == (1, 8)
+        assert several["users"].shape == (3, 16) and several["plain"].shape == (1, 8)
     body = msgpack.packb({"ids": IDS, "raw": True})
     headers = {"content-type": "application/msgpack", "accept": BINARY}
     with urllib.request.urlopen(urllib.request.Request(f"{url}/v1/tables/users/lookup", body, headers)) as answer:
-        assert answer.headers["x-hfh-shape"] == "3,13"
+        assert answer.headers["x-hfh-shape"] == "3,16"
         assert answer.read() == raw.tobytes()
 
     async def ask() -> np.ndarray:
