@@ -29,7 +29,7 @@ PUBLIC = {
         *("HFHConv2d", "HFHEmbedding", "HFHEmbeddingBag", "HFHLinear", "Pool", "PoolAdam", "PoolSGD"),
         *("compress", "load", "save"),
     },
-    "hfh_embed.codec": {"compress"},
+    "hfh_embed.codec": {"Update", "compress", "update"},
     "hfh_embed.kernels": {"Kernel", "backends", "json_rows", "native_chosen", "prepare"},
     "service.client": {"AsyncClient", "Client", "ServiceError"},
 }
