@@ -19,6 +19,7 @@ from hfh_embed.nn.io import load, save
 from hfh_embed.nn.layers import HFHConv2d, HFHLinear
 from hfh_embed.nn.optim import PoolAdam, PoolSGD
 from hfh_embed.nn.pool import Pool
+from hfh_embed.nn.replication import replicate
 from hfh_embed.nn.swap import compress
 
 __all__ = [
@@ -31,5 +32,6 @@ __all__ = [
     "PoolSGD",
     "compress",
     "load",
+    "replicate",
     "save",
 ]

@@ -24,13 +24,19 @@ if TYPE_CHECKING:
     from hfh_embed.kernels.native_backend import Facts
     from hfh_embed.nn.pool import Pool
 
-__all__ = ["CompiledPool", "is_line_form"]
+__all__ = ["CompiledPool", "is_line_form", "several_processes"]
 
 
 def is_line_form(shared: SharedSpec, bits: int) -> bool:
     """Whether a shared part reads whole lines of a 1-bit pool in words: what a pool optimizer steps through."""
     words = shared.locality is Locality.WORDS and shared.num_hashes in (4, 8)
     return bits == 1 and words and shared.num_hashes * shared.chunk_size == LINE_BITS
+
+
+def several_processes() -> bool:
+    """Whether this is one of several processes that train together."""
+    distributed = torch.distributed
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
 class CompiledPool:
@@ -64,8 +70,11 @@ class CompiledPool:
 
     @property
     def is_taken(self) -> bool:
-        """Whether an optimizer wants the collected gradients, so that none is made of the whole pool."""
-        return self.taker is not None and self.taker() is not None
+        """Whether an optimizer wants the collected gradients, so that none is made of the whole pool.
+
+        Several processes average whole gradients, so there the optimizer has to do with those.
+        """
+        return self.taker is not None and self.taker() is not None and not several_processes()
 
     def values(self) -> npt.NDArray[np.float32]:
         """The masters, (S,), shared with the parameter."""
