@@ -17,7 +17,6 @@ from torch import Tensor
 
 from hfh_embed import nn as hnn
 from hfh_embed.container import replacing
-from hfh_embed.nn.optim import _by_lines
 from language_model.model import LanguageModel, Negatives, cross_entropy
 from language_model.tables import DenseWords, HFHWords, method_of
 from language_model.text import UNKNOWN, Corpus, streams
@@ -210,9 +209,10 @@ def _optimizers(model: LanguageModel, settings: Settings) -> list[torch.optim.Op
     """Adam for everything; for the lines of a pool the library's own, which does not read the whole pool at every step."""
     table, made = model.words, []
     values = list(table.parameters())
-    if isinstance(table, HFHWords) and table.layer.pool is not None and _by_lines(table.layer.pool) is not None:
-        made.append(hnn.PoolAdam(table.layer.pool, lr=settings.table_rate))
-        values = [value for value in values if value is not table.layer.pool.store.values]
+    pool = table.layer.pool if isinstance(table, HFHWords) else None
+    if pool is not None and pool.spec is not None:
+        made.append(hnn.PoolAdam(pool, lr=settings.table_rate))
+        values = [value for value in values if value is not pool.store.values]
     if isinstance(table, DenseWords):
         made.append(torch.optim.SparseAdam(values, lr=settings.table_rate))
         values = []
