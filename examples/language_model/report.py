@@ -74,7 +74,7 @@ def plot_curves(rows: Sequence[Row], path: Path) -> None:
         points = row["curve"]
         label = row["title"] if row["method"] == "dense" else f"{row['title']}, {row['ratio']:g}×"
         axes.plot([p["seconds"] for p in points], [p["perplexity"] for p in points], ".-", label=label)
-    axes.set(yscale="log", xlabel="seconds of training", ylabel="validation perplexity")
+    axes.set(yscale="log", xlabel="processor seconds of training", ylabel="validation perplexity")
     axes.legend(fontsize="x-small")
     _save(figure, path)
 

@@ -68,7 +68,7 @@ class Stopped(Exception):  # noqa: N818
 
 @dataclass
 class Progress:
-    """What a run has measured so far."""
+    """What a run has measured so far. Seconds are the processor's, so that other work on the machine does not count."""
 
     step: int = 0
     seconds: float = 0.0
@@ -104,9 +104,9 @@ class Run:
             while progress.step < settings.steps:
                 if progress.step == stop_at:
                     raise KeyboardInterrupt
-                began = time.perf_counter()
+                began = time.process_time()
                 loss = self._step()
-                progress.seconds += time.perf_counter() - began
+                progress.seconds += time.process_time() - began
                 say(loss)
                 if progress.step in points and progress.step < settings.steps:
                     perplexity = self.perplexity(settings.curve_tokens)
@@ -118,7 +118,7 @@ class Run:
             self.save()
             raise Stopped(str(self.checkpoint)) from None
         peak = peak_bytes()
-        began = time.perf_counter()
+        began = time.process_time()
         perplexity = self.perplexity(settings.valid_tokens)
         progress.curve.append({"step": progress.step, "seconds": progress.seconds, "perplexity": perplexity})
         stored = self.model.words.nbytes
@@ -133,7 +133,7 @@ class Run:
             "tokens_per_s": round(progress.step * settings.streams * settings.length / progress.seconds),
             "peak_bytes": peak,
             "curve": [{key: round(value, 2) for key, value in point.items()} for point in progress.curve],
-            "evaluation_s": round(time.perf_counter() - began, 1),
+            "evaluation_s": round(time.process_time() - began, 1),
             "settings": asdict(settings) | {"rate": settings.table_rate},
         }
 
