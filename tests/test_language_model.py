@@ -1,6 +1,5 @@
 """The language model example, on the sample text and on small vocabularies."""
 
-import importlib.util
 import signal
 import subprocess
 import sys
@@ -65,13 +64,12 @@ def test_too_short_a_text_is_refused(corpus: text.Corpus) -> None:
         text.streams(corpus.valid, 4, len(corpus.valid))
 
 
-@pytest.mark.skipif(importlib.util.find_spec("tokenizers") is None, reason="tokenizers is not installed")
 def test_pieces_are_ranked_and_spell_the_text(tmp_path: Path) -> None:
     (tmp_path / "sample.txt").write_text("\n".join(LINES))
     pieces = text.load(tmp_path, sample=True, bpe=300)
     assert (np.diff(pieces.counts[2:]) <= 0).all()
     spelled = "".join(pieces.words[number] for number in pieces.valid).split("<eos>")[0]
-    assert spelled.replace("Ġ", " ") == LINES[0]
+    assert spelled.replace("Ġ", " ").strip() == LINES[0]
 
 
 def test_tiled_cross_entropy_is_that_of_all_logits(corpus: text.Corpus, monkeypatch: pytest.MonkeyPatch) -> None:

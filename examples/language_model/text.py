@@ -57,7 +57,7 @@ def load(folder: Path = DATA, *, sample: bool = False, bpe: int = 0, kept: Path 
             f"{folder} has no {' and no '.join(missing)}; give --data FOLDER with the novels100 files"
         )
     if bpe and importlib.util.find_spec("tokenizers") is None:
-        raise ModuleNotFoundError("BPE needs the package tokenizers; install it with: pip install tokenizers")
+        raise ModuleNotFoundError("BPE needs the package tokenizers; install it with: pip install 'hfh-embed[text]'")
     place = None if kept is None else kept / f"{'sample' if sample else 'novels100'}-{f'bpe{bpe}' if bpe else 'words'}"
     if place is not None and (place / "counts.npy").is_file():
         return _read(place)
