@@ -59,6 +59,7 @@ def key(settings: Settings, bpe: int) -> dict[str, Any]:
         "seed": settings.seed,
         "bpe": bpe,
         "rate": settings.table_rate,
+        "std": settings.row_std,
         "tokens": settings.tokens,
     }
 
@@ -71,6 +72,7 @@ def main() -> None:
     parser.add_argument(
         "--rates", type=float, nargs="+", help="learning rates of the table's values, instead of the listed ones"
     )
+    parser.add_argument("--std", type=float, default=0.0, help="of initial rows, instead of the method's own")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--tokens", type=int, default=Settings.tokens)
     parser.add_argument("--bpe", type=int, default=0, metavar="PIECES", help="a BPE vocabulary instead of words")
@@ -93,7 +95,7 @@ def main() -> None:
     for seed in args.seeds:
         for method, ratio, rates in wanted:
             for rate in args.rates or rates or (0.0,):
-                settings = Settings(method=method, ratio=ratio, seed=seed, tokens=args.tokens, rate=rate)
+                settings = Settings(method=method, ratio=ratio, seed=seed, tokens=args.tokens, rate=rate, std=args.std)
                 if not recorder.find(**key(settings, args.bpe)):
                     recorder.row(**key(settings, args.bpe) | _apart(settings, args))
     return None

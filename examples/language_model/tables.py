@@ -109,11 +109,12 @@ def _bands(size: int, dim: int, ratio: float, bits: int) -> tuple[list[int], lis
 
 @dataclass(frozen=True)
 class Method:
-    """A way to keep words: how its table is made, and the learning rate of the table's values that was found best."""
+    """A way to keep words: how its table is made, the learning rate of its values, and the deviation of its initial rows."""
 
     title: str
     make: Callable[[int, int, float, float, Counts, int], Words]  # V, D, std, ratio, counts, seed
-    rate: float
+    rate: float = 4e-3
+    std: float = 0.0884
 
 
 def _form(form: Form | None) -> Callable[[int, int, float, float, Counts, int], Words]:
@@ -141,24 +142,23 @@ def _narrow(bits: int) -> Callable[[int, int, float, float, Counts, int], Words]
 HASH_EMBEDDINGS = replace(PRESETS["hash_embeddings"], private_bits=8, bits=8)
 
 METHODS: Mapping[str, Method] = {
-    "dense": Method("dense", lambda size, dim, std, ratio, counts, seed: DenseWords(size, dim, std), 2e-3),
-    "hfh": Method("HFH", _form(None), 2e-3),
-    "line": Method("HFH, everything shared", _form(Form()), 2e-3),
-    "line8": Method("HFH, eight words", _form(Form(num_hashes=8)), 2e-3),
-    "narrow1": Method("1-bit rows", _narrow(1), 2e-3),
-    "narrow2": Method("2-bit rows", _narrow(2), 2e-3),
-    "narrow4": Method("4-bit rows", _narrow(4), 2e-3),
-    "narrow8": Method("8-bit rows", _narrow(8), 2e-3),
-    "narrow32": Method("low-dimensional float rows", _narrow(32), 2e-3),
+    "dense": Method("dense", lambda size, dim, std, ratio, counts, seed: DenseWords(size, dim, std)),
+    "hfh": Method("HFH", _form(None)),
+    "line": Method("HFH, everything shared", _form(Form())),
+    "line8": Method("HFH, eight words", _form(Form(num_hashes=8))),
+    "narrow1": Method("1-bit rows", _narrow(1)),
+    "narrow2": Method("2-bit rows", _narrow(2)),
+    "narrow4": Method("4-bit rows", _narrow(4)),
+    "narrow8": Method("8-bit rows", _narrow(8)),
+    "narrow32": Method("low-dimensional float rows", _narrow(32)),
     "banded": Method(
-        "adaptive bands", lambda size, dim, std, ratio, counts, seed: BandedWords(size, dim, std, ratio, 32), 2e-3
+        "adaptive bands", lambda size, dim, std, ratio, counts, seed: BandedWords(size, dim, std, ratio, 32)
     ),
     "banded4": Method(
         "adaptive bands, 4 bits",
         lambda size, dim, std, ratio, counts, seed: BandedWords(size, dim, std, ratio, 4),
-        2e-3,
     ),
-    "hash-embeddings": Method("Hash Embeddings, 8 bits", _form(HASH_EMBEDDINGS), 2e-3),
+    "hash-embeddings": Method("Hash Embeddings, 8 bits", _form(HASH_EMBEDDINGS)),
 }
 """By name. Where a width follows from the ratio it is the largest that fits."""
 
@@ -181,7 +181,7 @@ def method_of(text: str) -> Method:
         form = Form(**{name: _value(kinds[name], value) for name, value in given.items()})
     except ValueError as error:
         raise SpecError(f"method {text!r}: {error}") from None
-    return Method(f"HFH, {choices}", _form(form), 4e-3)
+    return Method(f"HFH, {choices}", _form(form))
 
 
 def _value(kind: type[Any], text: str) -> Any:

@@ -39,6 +39,7 @@ class Settings:
     streams: int = 64
     length: int = 16
     rate: float = 0.0  # of the table's values; 0: the method's own
+    std: float = 0.0  # of initial rows; 0: the method's own
     net_rate: float = 2e-3
     always: int = 512
     drawn: int = 512
@@ -50,12 +51,17 @@ class Settings:
     def name(self) -> str:
         """A file's name for this run."""
         method = re.sub(r"[^\w.=-]+", "-", self.method)
-        return f"{method}-{self.ratio:g}x-seed{self.seed}-rate{self.table_rate:g}"
+        return f"{method}-{self.ratio:g}x-seed{self.seed}-rate{self.table_rate:g}-std{self.row_std:g}"
 
     @property
     def table_rate(self) -> float:
         """The learning rate of the table's values."""
         return self.rate or method_of(self.method).rate
+
+    @property
+    def row_std(self) -> float:
+        """The standard deviation of initial rows."""
+        return self.std or method_of(self.method).std
 
     @property
     def steps(self) -> int:
@@ -83,9 +89,8 @@ class Run:
         self.checkpoint = folder / f"{settings.name}.pt"
         torch.manual_seed(settings.seed)
         method = method_of(settings.method)
-        std = settings.dim**-0.5
         size = len(corpus.words)
-        words = method.make(size, settings.dim, std, settings.ratio, corpus.counts, settings.seed)
+        words = method.make(size, settings.dim, settings.row_std, settings.ratio, corpus.counts, settings.seed)
         self.model = LanguageModel(words, settings.dim, settings.hidden, corpus.counts)
         self.negatives = Negatives(corpus.counts, settings.always, settings.drawn, settings.seed)
         self.optimizers = _optimizers(self.model, settings)
@@ -134,7 +139,7 @@ class Run:
             "peak_bytes": peak,
             "curve": [{key: round(value, 2) for key, value in point.items()} for point in progress.curve],
             "evaluation_s": round(time.process_time() - began, 1),
-            "settings": asdict(settings) | {"rate": settings.table_rate},
+            "settings": asdict(settings) | {"rate": settings.table_rate, "std": settings.row_std},
         }
 
     def _step(self) -> float:
