@@ -171,6 +171,7 @@ def test_the_report_takes_the_best_rate_and_all_its_seeds() -> None:
             "title": method,
             "bpe": 0,
         }
+        figures["std"] = 0.1
         return figures | {"method": method, "ratio": ratio, "rate": rate, "seed": seed, "perplexity": perplexity}
 
     rows = [row("dense", 1, 0.1, 0, 100), row("a", 2, 0.1, 0, 130), row("a", 2, 0.2, 0, 110), row("a", 2, 0.2, 1, 114)]

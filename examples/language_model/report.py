@@ -18,14 +18,12 @@ Row = dict[str, Any]
 
 
 def best(rows: Sequence[Row]) -> list[Row]:
-    """Of each method and ratio the rows with the learning rate that is best on average, one a seed."""
+    """Of each method and ratio the rows with the rate and deviation that were best with seed 0, one a seed."""
     chosen: list[Row] = []
     for method, ratio in dict.fromkeys((row["method"], row["ratio"]) for row in rows):
         mine = [row for row in rows if (row["method"], row["ratio"]) == (method, ratio)]
-        rates = {row["rate"] for row in mine}
-        first = {rate: next(row for row in mine if row["rate"] == rate and row["seed"] == 0) for rate in rates}
-        rate = min(rates, key=lambda rate: first[rate]["perplexity"])
-        chosen += [row for row in mine if row["rate"] == rate]
+        first = min((row for row in mine if row["seed"] == 0), key=lambda row: row["perplexity"])
+        chosen += [row for row in mine if (row["rate"], row["std"]) == (first["rate"], first["std"])]
     return chosen
 
 
