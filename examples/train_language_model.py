@@ -53,10 +53,9 @@ def train(settings: Settings, corpus: Corpus, args: argparse.Namespace) -> tuple
     run = Run(settings, corpus, folder, fresh=args.fresh)
     if run.progress.step:
         print(f"going on from step {run.progress.step:,} of {settings.steps:,}", flush=True)
+    what = f"{settings.method[:16]} {settings.ratio:g}x"
     with Progress() as progress:
-        return run, run.go(
-            lambda loss: progress(run.progress.step, settings.steps, f"{settings.method} loss {loss:.2f}")
-        )
+        return run, run.go(lambda: progress(run.progress.step, settings.steps, what))
 
 
 def main() -> None:
@@ -136,6 +135,8 @@ if __name__ == "__main__":
         main()
     except Stopped as stopped:
         print(f"\nstopped; {stopped} keeps what was done, and the same command goes on from there", file=sys.stderr)
+        sys.exit(130)
+    except KeyboardInterrupt:
         sys.exit(130)
     except (HFHError, OSError, ValueError, ModuleNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)

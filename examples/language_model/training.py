@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
+import signal
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -77,6 +80,7 @@ class Progress:
     """What a run has measured so far. Seconds are the processor's, so that other work on the machine does not count."""
 
     step: int = 0
+    peak_bytes: int = 0
     seconds: float = 0.0
     curve: list[dict[str, float]] = field(default_factory=list)
 
@@ -100,47 +104,48 @@ class Run:
         if self.checkpoint.exists() and not fresh:
             self._resume()
 
-    def go(self, say: Callable[[float], None] = lambda _: None, stop_at: int | None = None) -> dict[str, Any]:
-        """Train to the end and return what was measured. Raises Stopped on Ctrl-C, when the checkpoint is written."""
+    def go(self, report: Callable[[], None] = lambda: None, stop_at: int | None = None) -> dict[str, Any]:
+        """Train to the end and return what was measured. On Ctrl-C or SIGTERM the step is finished and Stopped raised."""
         settings, progress = self.settings, self.progress
         points = {round(settings.steps * (n + 1) / settings.curve_points) for n in range(settings.curve_points)}
         reset_peak()
-        try:
-            while progress.step < settings.steps:
-                if progress.step == stop_at:
-                    raise KeyboardInterrupt
-                began = time.process_time()
-                loss = self._step()
-                progress.seconds += time.process_time() - began
-                say(loss)
-                if progress.step in points and progress.step < settings.steps:
-                    perplexity = self.perplexity(settings.curve_tokens)
-                    progress.curve.append(
-                        {"step": progress.step, "seconds": progress.seconds, "perplexity": perplexity}
-                    )
-                    self.save()
-        except KeyboardInterrupt:
-            self.save()
-            raise Stopped(str(self.checkpoint)) from None
-        peak = peak_bytes()
-        began = time.process_time()
-        perplexity = self.perplexity(settings.valid_tokens)
-        progress.curve.append({"step": progress.step, "seconds": progress.seconds, "perplexity": perplexity})
+        with _asked_to_stop() as asked:
+            try:
+                while not (progress.curve and progress.curve[-1]["step"] == settings.steps):
+                    if progress.step in points and not (progress.curve and progress.curve[-1]["step"] == progress.step):
+                        self._measure(asked)
+                        self.save()
+                        continue
+                    if asked.is_set() or progress.step == stop_at:
+                        raise Stopped
+                    began = time.process_time()
+                    self._step()
+                    progress.seconds += time.process_time() - began
+                    report()
+            except Stopped:
+                self.save()
+                raise Stopped(str(self.checkpoint)) from None
         stored = self.model.words.nbytes
-        self.save()
         return {
             "method": settings.method,
             "ratio": settings.ratio,
             "seed": settings.seed,
             "nbytes": stored,
             "real_ratio": round(4 * settings.dim * len(self.corpus.words) / stored, 2),
-            "perplexity": round(perplexity, 3),
+            "perplexity": round(progress.curve[-1]["perplexity"], 3),
             "tokens_per_s": round(progress.step * settings.streams * settings.length / progress.seconds),
-            "peak_bytes": peak,
+            "peak_bytes": progress.peak_bytes,
             "curve": [{key: round(value, 2) for key, value in point.items()} for point in progress.curve],
-            "evaluation_s": round(time.process_time() - began, 1),
             "settings": asdict(settings) | {"rate": settings.table_rate, "std": settings.row_std},
         }
+
+    def _measure(self, asked: threading.Event) -> None:
+        """Add a point to the curve: the last one over more tokens, which need more memory than training at no time."""
+        settings, progress = self.settings, self.progress
+        progress.peak_bytes = max(progress.peak_bytes, peak_bytes())
+        tokens = settings.valid_tokens if progress.step == settings.steps else settings.curve_tokens
+        perplexity = self.perplexity(tokens, asked)
+        progress.curve.append({"step": progress.step, "seconds": progress.seconds, "perplexity": perplexity})
 
     def _step(self) -> float:
         settings, at = self.settings, self.progress.step * self.settings.length
@@ -160,12 +165,14 @@ class Run:
         return float(loss.detach())
 
     @torch.no_grad()
-    def perplexity(self, tokens: int) -> float:
+    def perplexity(self, tokens: int, asked: threading.Event | None = None) -> float:
         """Over ``tokens`` validation tokens from all of its novels, unknown words not counted."""
         length = tokens // VALID_STREAMS
         ids = torch.from_numpy(streams(self.corpus.valid, VALID_STREAMS, length).astype(np.int64))
         state, total, count = None, 0.0, 0
         for at in range(0, length, 32):
+            if asked is not None and asked.is_set():
+                raise Stopped
             part = ids[:, at : at + 33]
             rows = self.model.words.rows(part[:, :-1].reshape(-1)).view(VALID_STREAMS, -1, self.settings.dim)
             after, state = self.model(rows, state)
@@ -203,6 +210,18 @@ class Run:
         torch.set_rng_state(everything["random"][0])
         self.negatives.generator.set_state(everything["random"][1])
         self.progress = Progress(**everything["progress"])
+
+
+@contextlib.contextmanager
+def _asked_to_stop() -> Iterator[threading.Event]:
+    """Set by Ctrl-C and SIGTERM while the context lasts, so that no step is left half done."""
+    asked = threading.Event()
+    before = {number: signal.signal(number, lambda *_: asked.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _schedule(step: int, steps: int) -> float:
