@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
 from benchmarks.record import RESULTS
 
+sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
+from language_model import report
+
 ROOT = Path(__file__).parent.parent
-PAGES = (ROOT / "README.md", ROOT / "docs" / "compress.md", ROOT / "docs" / "service.md")
+PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("compress", "language-models", "service")))
 END = "<!-- end -->"
 
 
@@ -102,6 +106,7 @@ TABLES = {
     "lookup table": lookup_table,
     "service table": service_table,
     "batching table": batching_table,
+    "words table": lambda: report.table(_rows("language_models")),
 }
 
 
