@@ -20,6 +20,7 @@ from hfh_embed.nn.layers import HFHConv2d, HFHLinear
 from hfh_embed.nn.optim import PoolAdam, PoolSGD
 from hfh_embed.nn.pool import Pool
 from hfh_embed.nn.swap import compress
+from hfh_embed.nn.vocabulary import VocabularyHead
 
 __all__ = [
     "HFHConv2d",
@@ -29,6 +30,7 @@ __all__ = [
     "Pool",
     "PoolAdam",
     "PoolSGD",
+    "VocabularyHead",
     "compress",
     "load",
     "save",
