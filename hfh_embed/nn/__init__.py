@@ -21,6 +21,7 @@ from hfh_embed.nn.optim import PoolAdam, PoolSGD
 from hfh_embed.nn.pool import Pool
 from hfh_embed.nn.replication import replicate
 from hfh_embed.nn.swap import compress
+from hfh_embed.nn.vocabulary import VocabularyHead
 
 __all__ = [
     "HFHConv2d",
@@ -30,6 +31,7 @@ __all__ = [
     "Pool",
     "PoolAdam",
     "PoolSGD",
+    "VocabularyHead",
     "compress",
     "load",
     "replicate",

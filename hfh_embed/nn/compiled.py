@@ -8,6 +8,7 @@ autograd runs last, makes one gradient of them. A pool optimizer (``optim.py``) 
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from hfh_embed.kernels import native_chosen
+from hfh_embed.nn.tape import Tape
 from hfh_embed.spec import LINE_BITS, Locality, Reconstruction, SharedSpec
 
 if TYPE_CHECKING:
@@ -115,12 +117,25 @@ class CompiledPool:
         table.set_scale(multiplier)
         ids = ids.contiguous()
         values = self._store.values
+        if (tape := Tape.current()) is not None:
+            return tape.leaf(values, _computed(table, ids, shared.dim), self._adder(facts, ids, factor))
         if not (torch.is_grad_enabled() and values.requires_grad):
             return _computed(table, ids, shared.dim)
         if self._gate is None or self._gate_of is not values:
             self._gate, self._gate_of = _Gate.apply(values, weakref.ref(self)), values  # type: ignore[no-untyped-call]
         rows: Tensor = _Rows.apply(self._gate, self, table, facts, ids, factor)  # type: ignore[no-untyped-call]
         return rows
+
+    def _adder(self, facts: Facts, ids: Tensor, factor: float) -> Callable[[Tensor, Tensor], None]:
+        """What adds the gradients of the rows of ids to a gradient of the values."""
+        from hfh_embed.kernels._native import Gradients
+
+        def add(total: Tensor, grads: Tensor) -> None:
+            tile = Gradients(self._spec.slots)
+            tile.add(*facts, ids.numpy(), grads.float().contiguous().numpy(), factor)
+            tile.into(total.view(-1).numpy(), torch.get_num_threads())
+
+        return add
 
     def collect(self, facts: Facts, ids: Tensor, grads: Tensor, factor: float) -> None:
         """Take the gradients of rows (B, dim)."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from hfh_embed.errors import SpecError
 from hfh_embed.layout import Array
+from hfh_embed.nn.tape import gathered
 from hfh_embed.packing import pack
 
 __all__ = ["Scaling", "StoredValues", "half_step_of", "levels", "rounded_rms", "widened"]
@@ -123,7 +124,7 @@ class StoredValues(nn.Module):
 
     def forward(self, rows: Tensor | None = None) -> Tensor:
         """The values of some rows (n, count), or of all, as float32."""
-        values = widened(self.values if rows is None else nn.functional.embedding(rows, self.values))
+        values = widened(self.values if rows is None else gathered(self.values, rows))
         if self.bits > 8:
             return levels(values, self.half_step, self.bits)
         half_step = self._half_step(values, rows)
