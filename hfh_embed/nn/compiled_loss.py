@@ -84,13 +84,10 @@ class _CompiledLosses(torch.autograd.Function):
         hidden, lse, _, *parameters = ctx.saved_tensors
         tiled, loss, needs = ctx.tiled, ctx.loss, ctx.needs_input_grad[2:]
         weight = grads[0].contiguous()
-        tokens = (
-            lse,
-            weight * (1 + 2 * loss.z_loss * lse),
-            weight * (loss.label_smoothing / tiled.size),
-            weight * (1 - loss.label_smoothing),
-            loss.targets.contiguous(),
-        )
+        counted = weight * (1 + 2 * loss.z_loss * lse)
+        spread = weight * (loss.label_smoothing / tiled.size)
+        hit = weight * (1 - loss.label_smoothing)
+        targets = loss.targets.contiguous()
         h = hidden.detach().float().contiguous()
         kernel, scale, biases = Vocabulary(h.numpy()), _scale(tiled.table), _biases(tiled)
         tape = Tape([p for p, needed in zip(parameters, needs[2:], strict=True) if needed])
@@ -104,7 +101,11 @@ class _CompiledLosses(torch.autograd.Function):
                 begin,
                 scale or 1.0,
                 biases[begin:end],
-                *(array.numpy() for array in tokens),
+                lse.numpy(),
+                counted.numpy(),
+                spread.numpy(),
+                hit.numpy(),
+                targets.numpy(),
                 row_grads.numpy(),
                 bias_grads[begin:end].numpy(),
                 torch.get_num_threads(),

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from hfh_embed.errors import InputError
+from hfh_embed.nn.compiled_loss import compiled_losses, serves_losses
 from hfh_embed.nn.table import Rows
 from hfh_embed.nn.tape import Tape
 
@@ -241,6 +242,8 @@ def _parameters(tiled: Tiled) -> list[nn.Parameter]:
 
 def token_losses(tiled: Tiled, hidden: Tensor, loss: Loss) -> Tensor:
     """What every token of hidden (B, D) costs: (B,) in ``wide``, with gradients."""
+    if serves_losses(tiled, hidden):
+        return compiled_losses(tiled, hidden, loss, _parameters(tiled))
     with torch.autocast(hidden.device.type, enabled=False):
         result: Tensor = _TokenLosses.apply(tiled, loss, hidden, tiled.bias, *_parameters(tiled))  # type: ignore[no-untyped-call]
     return result
