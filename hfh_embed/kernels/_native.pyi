@@ -74,6 +74,9 @@ class Table:
     def lookup(self, ids: Any, dtype: Any, num_threads: int = 1) -> npt.NDArray[Any] | None:
         """The rows of ids, shape of ids + (D,), in a new array; None where the plain case does not apply, or an id is refused."""
 
+    def products(self, first: int, hidden: F32, out: F32, num_threads: int) -> None:
+        """Write the products of hidden (B, D) with the rows of ids first, first + 1, ... into ``out`` (B, count)."""
+
     def rows(self, ids: I64, out: npt.NDArray[Any], num_threads: int = 1) -> int:
         """Write rows into ``out`` (B, D), float32 or float16: -1, or the position of the first id that is refused."""
 

@@ -107,14 +107,7 @@ class CompiledPool:
 
     def rows(self, shared: SharedSpec, ids: Tensor, multiplier: float, factor: float) -> Tensor:
         """``multiplier`` times the summed levels of ids (B,), (B, dim). ``factor`` is what a value counts in a row's gradient."""
-        from hfh_embed.kernels._native import Table
-        from hfh_embed.kernels.native_backend import shared_facts
-
-        stored, facts = self.stored(), shared_facts(shared, self._spec)
-        if (table := self._tables.get(shared)) is None:
-            table = self._tables[shared] = Table(2**63 - 1, shared.dim, shared.dim, -1, False, False)
-            table.set_shared(*facts, stored, 1.0)
-        table.set_scale(multiplier)
+        table, facts = self._table(shared, multiplier)
         ids = ids.contiguous()
         values = self._store.values
         if (tape := Tape.current()) is not None:
@@ -125,6 +118,25 @@ class CompiledPool:
             self._gate, self._gate_of = _Gate.apply(values, weakref.ref(self)), values  # type: ignore[no-untyped-call]
         rows: Tensor = _Rows.apply(self._gate, self, table, facts, ids, factor)  # type: ignore[no-untyped-call]
         return rows
+
+    def products(self, shared: SharedSpec, first: int, hidden: Tensor, count: int, multiplier: float) -> Tensor:
+        """Products of hidden (B, dim) float32 with the rows of ids ``first`` on, (B, count), without gradients."""
+        out = torch.empty(len(hidden), count)
+        table, _ = self._table(shared, multiplier)
+        table.products(first, hidden.contiguous().numpy(), out.numpy(), torch.get_num_threads())
+        return out
+
+    def _table(self, shared: SharedSpec, multiplier: float) -> tuple[Table, Facts]:
+        """The kernels' view of the rows that a shared part has now."""
+        from hfh_embed.kernels._native import Table
+        from hfh_embed.kernels.native_backend import shared_facts
+
+        stored, facts = self.stored(), shared_facts(shared, self._spec)
+        if (table := self._tables.get(shared)) is None:
+            table = self._tables[shared] = Table(2**63 - 1, shared.dim, shared.dim, -1, False, False)
+            table.set_shared(*facts, stored, 1.0)
+        table.set_scale(multiplier)
+        return table, facts
 
     def _adder(self, facts: Facts, ids: Tensor, factor: float) -> Callable[[Tensor, Tensor], None]:
         """What adds the gradients of the rows of ids to a gradient of the values."""

@@ -20,8 +20,7 @@ def largest(tiled: Tiled, hidden: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k largest logits of hidden (B, D) and their ids, (B, k) each, best first."""
     values = torch.empty(len(hidden), 0, dtype=tiled.wide, device=hidden.device)
     ids = torch.empty(len(hidden), 0, dtype=torch.long, device=hidden.device)
-    for begin, rows in tiled.tiles(hidden):
-        found = tiled.logits(hidden, begin, rows)
+    for begin, found in tiled.sweep(hidden):
         best, where = found.topk(min(k, found.shape[1]), dim=1)
         values, ids = torch.cat((values, best), dim=1), torch.cat((ids, where + begin), dim=1)
         values, order = values.topk(min(k, values.shape[1]), dim=1)

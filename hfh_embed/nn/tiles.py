@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from hfh_embed.errors import InputError
-from hfh_embed.nn.compiled_loss import compiled_losses, serves_losses
+from hfh_embed.nn.compiled_head import compiled_losses, few_logits, serves_losses
 from hfh_embed.nn.table import Rows
 from hfh_embed.nn.tape import Tape
 
@@ -66,6 +66,14 @@ class Tiled:
             with torch.no_grad():
                 rows = self.rows(begin, end, hidden.device).to(self.dtype)
             yield begin, rows
+
+    def sweep(self, hidden: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """(first id, logits (B, n)) over the whole vocabulary, without gradients."""
+        if (few := few_logits(self, hidden)) is not None:
+            yield from few
+            return
+        for begin, rows in self.tiles(hidden):
+            yield begin, self.logits(hidden, begin, rows)
 
     def logits(self, hidden: Tensor, begin: int, rows: Tensor) -> Tensor:
         """Logits (B, n) of a tile, in ``wide``."""

@@ -164,6 +164,31 @@ class Table {
     return compute(ids.data(), static_cast<int64_t>(ids.size()), to, half, num_threads);
   }
 
+  // The products of rows first, first + 1, ... with hidden (B, D), (B, count) into ``out``: rows go no further than the cache.
+  void products(int64_t first, Matrix hidden, nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu> out, int num_threads) const {
+    require_whole();
+    const int64_t tokens = hidden.shape(0), count = out.shape(1), dim = table_.embedding_dim;
+    require(static_cast<int64_t>(hidden.shape(1)) == dim && static_cast<int64_t>(out.shape(0)) == tokens, "out or hidden has the wrong shape");
+    require(aligned(hidden) && aligned(out), "arrays must be aligned");
+    require(first >= 0 && first <= (int64_t{1} << 62) && (!table_.refuse_unknown || first + count <= table_.num_embeddings), "ids are outside the table");
+    const float* states = hidden.data();
+    float* to = out.data();
+    const nb::gil_scoped_release release;
+    if (table_.exact.count) std::call_once(directory_made_, [this] { make_directory(); });
+    const int64_t threads = hfh::threads_for(count, num_threads), floats = kernels().scratch_floats(table_) + kBlockRows * dim;
+    const std::unique_ptr<float[]> scratch(new float[threads * floats]);
+    hfh::parallel(count, threads, [&](int64_t slot, int64_t begin, int64_t end) {
+      float* const rows = scratch.get() + slot * floats;
+      int64_t ids[kBlockRows];
+      for (int64_t r = begin; r < end; r += kBlockRows) {
+        const int64_t some = std::min(kBlockRows, end - r);
+        for (int64_t k = 0; k < some; ++k) ids[k] = first + r + k;
+        kernels().rows(table_, ids, some, rows, false, rows + kBlockRows * dim);
+        kernels().products(rows, some, dim, states, tokens, to + r, count);
+      }
+    });
+  }
+
   // Bags into ``out`` (bags, D); returns as rows.
   int64_t bag(Ids ids, Ids bounds, nb::object weights, int mode, nb::handle out, int num_threads) const {
     require(bounds.size() >= 1, "bounds need at least one place");
@@ -321,6 +346,7 @@ void bind_tables(nb::module_& m) {
       .def("set_residual", &Table::set_residual, "w1"_a.noconvert(), "b1"_a.noconvert(), "w2"_a.noconvert(),
            "b2"_a.noconvert())
       .def("lookup", &Table::lookup, "ids"_a.none(), "dtype"_a.none(), "num_threads"_a = 1)
+      .def("products", &Table::products, "first"_a, "hidden"_a.noconvert(), "out"_a.noconvert(), "num_threads"_a)
       .def("rows", &Table::rows, "ids"_a.noconvert(), "out"_a, "num_threads"_a = 1)
       .def("plain_bag", &Table::plain_bag, "ids"_a.none(), "offsets"_a.none(), "weights"_a.none(), "mode"_a, "dtype"_a.none(),
            "num_threads"_a)

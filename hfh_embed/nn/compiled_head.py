@@ -1,10 +1,13 @@
-"""The loss of ``tiles.py`` by the compiled kernels, where the processor multiplies tiles (AMX): as exact as float32, and faster.
+"""What ``tiles.py`` does, by the compiled kernels.
 
-Rows of a few-bit pool are whole numbers before their scale; the kernels multiply those in a third of the products.
+The loss is theirs where the processor multiplies tiles (AMX): as exact as float32, and faster; rows of a few-bit pool are whole
+numbers before their scale, which the kernels multiply in a third of the products. The logits of a few tokens are theirs where
+rows are nothing but their shared sum: a row is multiplied as soon as it is made, and never written to memory.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +28,8 @@ __all__ = ["compiled_losses", "serves_losses"]
 
 LEAST_TOKENS = 16
 """Fewer leave most of a tile empty."""
+MOST_FEW, FEW_LOGITS = 8, 2**16
+"""Tokens that are few, and their logits that are held together."""
 TILE_FLOATS, MOST_ROWS = 2**17, 4096
 WHOLE = 256
 """Whole numbers up to this are exact in the kernels' eight bits."""
@@ -122,6 +127,37 @@ class _CompiledLosses(torch.autograd.Function):
         )
 
 
+@torch.no_grad()
+def few_logits(tiled: Tiled, hidden: Tensor) -> Iterator[tuple[int, Tensor]] | None:
+    """First id and logits (B, n) of some ids after the other, for few hidden states (B, D); None where that is not for here."""
+    spec, pool = tiled.table.spec, tiled.table.pool
+    if tiled.dtype != torch.float32 or not 0 < len(hidden) <= MOST_FEW or pool is None or not _is_plain(tiled.table):
+        return None
+    if spec.shared is None or (compiled := pool.compiled_path()) is None:
+        return None
+    count, multiplier, shared = FEW_LOGITS // len(hidden), float(pool.multiplier(tiled.table.scale)), spec.shared
+
+    def tiles() -> Iterator[tuple[int, Tensor]]:
+        for begin in range(0, tiled.size, count):
+            logits = compiled.products(shared, begin, hidden.detach(), min(count, tiled.size - begin), multiplier)
+            if spec.padding_id is not None and begin <= spec.padding_id < begin + logits.shape[1]:
+                logits[:, spec.padding_id - begin] = 0
+            if tiled.bias is not None:
+                logits += tiled.bias.detach()[begin : begin + logits.shape[1]]
+            yield begin, logits
+
+    return tiles()
+
+
+def _is_plain(table: Rows) -> bool:
+    """Whether rows are the shared sum and nothing else."""
+    spec, pool = table.spec, table.pool
+    others = (spec.private, spec.exact, spec.map, spec.residual, spec.coded, spec.trellis)
+    if spec.shared is None or pool is None or pool.spec is None or any(part is not None for part in others):
+        return False
+    return pool.spec.reconstruction is Reconstruction.SUM
+
+
 def _edges(tiled: Tiled) -> list[int]:
     """Where tiles begin, and V: rows of whole cache lines, as many as the processor's own cache holds."""
     count = min(MOST_ROWS, max(64, TILE_FLOATS // tiled.table.spec.embedding_dim // 64 * 64))
@@ -136,10 +172,7 @@ def _biases(tiled: Tiled) -> np.ndarray[Any, np.dtype[np.float32]]:
 def _scale(table: Rows) -> float | None:
     """What the rows of this table are whole multiples of, up to ``WHOLE``; None where they are not."""
     spec, pool = table.spec, table.pool
-    others = (spec.private, spec.exact, spec.map, spec.residual, spec.coded, spec.trellis)
-    if spec.shared is None or pool is None or pool.spec is None or any(part is not None for part in others):
-        return None
-    if pool.spec.reconstruction is not Reconstruction.SUM or pool.spec.bits > 8:
+    if not _is_plain(table) or spec.shared is None or pool is None or pool.spec is None or pool.spec.bits > 8:
         return None
     if spec.shared.num_hashes * (2**pool.spec.bits - 1) > WHOLE:
         return None

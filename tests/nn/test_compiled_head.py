@@ -11,7 +11,7 @@ from torch import Tensor
 from hfh_embed import nn as hnn
 from hfh_embed.budget import Form
 from hfh_embed.kernels import native_chosen
-from hfh_embed.nn import compiled_loss, tiles
+from hfh_embed.nn import compiled_head, tiles
 from hfh_embed.spec import Locality
 
 if not native_chosen():
@@ -53,12 +53,12 @@ def test_it_is_as_exact_as_torch(name: str, options: Any, bias: bool, monkeypatc
     head = hnn.VocabularyHead(1500, 40, ratio=3, form=form, bias=bias, padding_idx=7)
     if head.bias is not None:
         torch.nn.init.normal_(head.bias)
-    assert (compiled_loss._scale(head.table) is not None) == whole
+    assert (compiled_head._scale(head.table) is not None) == whole
     hidden, targets = 3 * torch.randn(3, 11, 40), torch.randint(0, 1500, (3, 11))
     targets[0, :2] = torch.tensor([0, 1499])
-    monkeypatch.setattr(compiled_loss, "TILE_FLOATS", 640 * 40)
+    monkeypatch.setattr(compiled_head, "TILE_FLOATS", 640 * 40)
     asked: list[bool] = []
-    serves = compiled_loss.serves_losses
+    serves = compiled_head.serves_losses
     monkeypatch.setattr(tiles, "serves_losses", lambda *given: asked.append(serves(*given)) or asked[-1])
     ours = _results(head, hidden, targets, **options)
     assert asked == [True]
@@ -92,3 +92,24 @@ def test_what_is_not_trained_gets_no_gradient() -> None:
     head.pool.requires_grad_(True)
     head.loss(hidden.detach(), torch.arange(20)).backward()
     assert head.pool.store.values.grad is not None
+
+
+@pytest.mark.parametrize("name", ["line", "four words", "8-bit pool", "float pool"])
+@pytest.mark.parametrize("tokens", [1, 8])
+def test_logits_of_few_tokens_are_those_of_many(name: str, tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    monkeypatch.setattr(compiled_head, "FEW_LOGITS", 3000)
+    head = hnn.VocabularyHead(3001, 40, ratio=3, form=FORMS[name][0], bias=True, padding_idx=7)
+    assert head.bias is not None
+    torch.nn.init.normal_(head.bias)
+    hidden = torch.randn(tokens, 40)
+    few = compiled_head.few_logits(head._tiled(hidden), hidden)
+    assert few is not None
+    found = torch.cat([logits for _, logits in few], dim=1)
+    torch.testing.assert_close(found, head(hidden).detach(), rtol=1e-5, atol=1e-5)
+
+
+def test_rows_of_several_parts_are_not_for_the_short_way() -> None:
+    head = hnn.VocabularyHead(300, 40, ratio=3, form=FORMS["private and shared"][0])
+    hidden = torch.randn(1, 40)
+    assert compiled_head.few_logits(head._tiled(hidden), hidden) is None
