@@ -38,7 +38,9 @@ def draw(
     generator: torch.Generator | None,
 ) -> Tensor:
     """One id for every hidden state (B, D): (B,). One uniform number is drawn for each, whatever the limits."""
-    if temperature == 0 or not len(hidden):
+    if not len(hidden):
+        return torch.empty(0, dtype=torch.long, device=hidden.device)
+    if temperature == 0:
         return largest(tiled, hidden, 1)[1][:, 0]
     uniform = torch.rand(len(hidden), dtype=torch.float64, device=hidden.device, generator=generator)
     if top_k is not None:
