@@ -79,6 +79,7 @@ def _train(
     generator = np.random.default_rng(seed)
     best: dict[str, Any] = {"valid": -np.inf}
     history: list[float] = []
+    starts = [group["lr"] for group in optimizer.param_groups]
     step = falls = worse = 0
     while len(history) < max_epochs:
         model.train()
@@ -106,8 +107,8 @@ def _train(
             falls, worse = falls + 1, 0
             model.load_state_dict(best["state"][0])
             optimizer.load_state_dict(best["state"][1])
-            for group in optimizer.param_groups:
-                group["lr"] *= FALL**falls
+            for group, start in zip(optimizer.param_groups, starts, strict=True):
+                group["lr"] = start * FALL**falls
     model.load_state_dict(best["state"][0])
     best["test"] = task.score(model, "test")
     return best, history
