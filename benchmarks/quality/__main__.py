@@ -9,12 +9,13 @@ from __future__ import annotations
 import argparse
 import itertools
 import shutil
+import signal
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from benchmarks.quality.data import DATA, Size
 from benchmarks.quality.grid import TABLES, cells
-from benchmarks.quality.methods import FULL, METHODS
+from benchmarks.quality.methods import COMPARED, FULL, METHODS
 from benchmarks.quality.report import PAGE, write
 from benchmarks.quality.runner import DATASETS, Cell, Laboratory
 from benchmarks.record import RESULTS, Recorder
@@ -57,6 +58,7 @@ def main() -> None:
     size = Size.SAMPLE if args.quick else Size.WHOLE if args.whole else Size.PART
     lab = Laboratory(Recorder("quality", resume=True, folder=folder or RESULTS), args.data, size, args.quick)
     chosen = _quick() if args.quick else cells(tuple(args.tables) or tuple(TABLES))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the run in progress too
     try:
         if args.tables != ["report"]:
             lab.fill(cell for cell in chosen if cell.dataset in args.datasets and cell.method in args.methods)
@@ -67,7 +69,7 @@ def main() -> None:
 
 
 def _quick() -> Iterator[Cell]:
-    for dataset, method in itertools.product(DATASETS, METHODS):
+    for dataset, method in itertools.product(DATASETS, COMPARED):
         yield Cell(dataset, method, 1 if method == FULL else QUICK_RATIO)
 
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
-from benchmarks.quality.methods import FULL, METHODS
+from benchmarks.quality.methods import ABLATION, COMPARED, FULL
 from benchmarks.quality.runner import DATASETS, Cell
 
-__all__ = ["TABLES", "cells"]
+__all__ = ["ABLATION_RATIO", "TABLES", "cells"]
 
 STRONG = ("hfh line", "few-bit rows", "hfh line + network", "low dimension, 1 bit", "hfh mix")
-COMPARED = (32, 100, 10, 1000)
+RATIOS = (32, 100, 10, 1000)
 BETWEEN = (300, 16, 64, 8)
 SEEDS = 3
+ABLATION_RATIO = 100
 
 
 def first() -> Iterator[Cell]:
@@ -21,14 +22,14 @@ def first() -> Iterator[Cell]:
     for dataset in (journey, *others):
         yield Cell(dataset, FULL, 1)
         yield from (Cell(dataset, method, ratio) for method in STRONG for ratio in (100, 32))
-    yield from (Cell(journey, method, ratio) for method in METHODS for ratio in (100, 32))
+    yield from (Cell(journey, method, ratio) for method in COMPARED for ratio in (100, 32))
 
 
 def compare() -> Iterator[Cell]:
     """Every method on every data set at four ratios, then the strongest with more seeds."""
     for seed in range(SEEDS):
-        methods = METHODS if seed == 0 else (FULL, *STRONG)
-        for ratio in COMPARED:
+        methods = COMPARED if seed == 0 else (FULL, *STRONG)
+        for ratio in RATIOS:
             for dataset in DATASETS:
                 yield from (Cell(dataset, method, 1 if method == FULL else ratio, seed) for method in methods)
 
@@ -40,7 +41,20 @@ def between() -> Iterator[Cell]:
             yield from (Cell(dataset, method, ratio) for method in STRONG)
 
 
-TABLES: Mapping[str, Callable[[], Iterator[Cell]]] = {"first": first, "compare": compare, "between": between}
+def ablation() -> Iterator[Cell]:
+    """One thing changed at a time, at 100x."""
+    for dataset in DATASETS[:2]:
+        yield Cell(dataset, "hfh line", ABLATION_RATIO)
+        for group in ABLATION.values():
+            yield from (Cell(dataset, method, ABLATION_RATIO) for method in group)
+
+
+TABLES: Mapping[str, Callable[[], Iterator[Cell]]] = {
+    "first": first,
+    "compare": compare,
+    "between": between,
+    "ablation": ablation,
+}
 
 
 def cells(tables: tuple[str, ...]) -> Iterator[Cell]:

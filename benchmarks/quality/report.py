@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.quality.methods import FULL, METHODS, OURS, default_method
+from benchmarks.quality.methods import ABLATION, COMPARED, FULL, OURS, PEERS, default_method
 from benchmarks.quality.runner import DATASETS
 
 __all__ = ["PAGE", "Cells", "write"]
@@ -92,9 +92,9 @@ class Cells:
         return sorted({ratio for name, method, ratio in self._cells if name == dataset and method != FULL})
 
     def methods(self, dataset: str) -> list[str]:
-        """The methods that were run, in the order of their list."""
+        """The methods that were run, in the order of their list, without those of the ablation."""
         run = {method for name, method, _ in self._cells if name == dataset}
-        return [method for method in METHODS if method in run]
+        return [method for method in COMPARED if method in run]
 
     def spread(self, dataset: str, metric: str) -> float:
         """Standard deviation of one run over seeds, pooled over the cells that have several; nan where none has."""
@@ -113,7 +113,7 @@ def summary(cells: Cells) -> str:
         metric = GOALS[dataset][0]
         full = cells.figure(dataset, FULL, 1, metric)
         for ratio in cells.ratios(dataset):
-            peer = _best(cells, dataset, ratio, [m for m in METHODS if m not in OURS and m != FULL], metric)
+            peer = _best(cells, dataset, ratio, list(PEERS), metric)
             best = _best(cells, dataset, ratio, list(OURS), metric)
             default = default_method(ratio)
             ours = cells.figure(dataset, default, ratio, metric)
@@ -188,6 +188,27 @@ def costs(cells: Cells, dataset: str, ratio: float) -> str:
     return "\n".join(lines)
 
 
+def ablation(cells: Cells, dataset: str, ratio: float) -> str:
+    """What each change of the plain line costs and buys; only what was run."""
+    metric = GOALS[dataset][0]
+    base = cells.figure(dataset, "hfh line", ratio, metric)
+    lines = [
+        f"| {dataset}, {ratio:g}× | {TITLES[dataset, metric]} | against the line | ns a row | CPU s | bytes |",
+        "|---|---|---|---|---|---|",
+    ]
+    for group, methods in {"": ("hfh line",)} | {name: tuple(made) for name, made in ABLATION.items()}.items():
+        for method in methods:
+            figure = cells.figure(dataset, method, ratio, metric)
+            if figure is None or base is None:
+                continue
+            row = figure.rows[0]
+            lines.append(
+                f"| {group + ': ' if group else ''}{method} | {figure} | {figure.mean - base.mean:+.4f} "
+                f"| {row['lookup_ns']:.0f} | {row['cpu_s']:.0f} | {row['nbytes']:,} |"
+            )
+    return "\n".join(lines)
+
+
 def missing(cells: Cells, wanted: Callable[[], Iterable[Any]]) -> str:
     """How many of the grid's cells have no row yet."""
     total: dict[str, set[Any]] = defaultdict(set)
@@ -214,6 +235,7 @@ def tables(cells: Cells, wanted: Callable[[], Iterable[Any]]) -> dict[str, str]:
     made = {"summary": summary(cells), "missing": missing(cells, wanted)}
     for dataset in DATASETS:
         made[f"comparison {dataset}"] = comparison(cells, dataset)
+        made[f"ablation {dataset}"] = ablation(cells, dataset, 100)
         for ratio in (32, 100):
             made[f"costs {dataset} {ratio}"] = costs(cells, dataset, ratio)
     return made

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.quality.methods import FULL, METHODS, OURS, Shapes, TooSmallError, default_method
+from benchmarks.quality.methods import ABLATION, COMPARED, FULL, METHODS, OURS, Shapes, TooSmallError, default_method
 from benchmarks.quality.methods.base import Joined
 from benchmarks.quality.methods.forms import Formed
 from benchmarks.quality.methods.popular import rice
@@ -40,7 +40,7 @@ def trained(name: str, ratio: float, epochs: int = 6) -> tuple[Joined, list[floa
 
 
 @pytest.mark.parametrize("ratio", [32, 300])
-@pytest.mark.parametrize("name", [name for name in METHODS if name != FULL])
+@pytest.mark.parametrize("name", [name for name in COMPARED if name != FULL])
 def test_a_method_learns_within_its_bytes_or_says_that_it_cannot(name: str, ratio: int) -> None:
     try:
         embed, losses = trained(name, ratio)
@@ -53,7 +53,7 @@ def test_a_method_learns_within_its_bytes_or_says_that_it_cannot(name: str, rati
     assert np.mean(losses[-5:]) < losses[0], losses
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name not in FEW_BIT])
+@pytest.mark.parametrize("name", [name for name in COMPARED if name not in FEW_BIT])
 def test_every_trained_value_of_a_peer_is_counted(name: str) -> None:
     embed, _ = trained(name, 20, epochs=1)
     if isinstance(embed, Formed):
@@ -115,13 +115,22 @@ def test_cafe_gives_exact_rows_to_the_ids_that_are_trained() -> None:
     assert len(torch.unique(owners)) == len(owners)
 
 
+@pytest.mark.parametrize("group", ABLATION)
+def test_what_the_ablation_changes_keeps_to_the_same_bytes(group: str) -> None:
+    assert len(ABLATION[group]) > 1
+    for name, make in ABLATION[group].items():
+        embed = make(SHAPES, 32, 0)
+        assert SHAPES.budget(32) - 256 < embed.nbytes <= SHAPES.budget(32), name
+        assert torch.isfinite(embed(FIELDS, torch.tensor([[0, 3000], [999, 1]]))).all(), name
+
+
 def test_one_map_is_shared_by_all_fields() -> None:
     embed, _ = trained("hfh mix + map", 20, epochs=1)
     assert sum(name.endswith("map.values") for name, _ in embed.named_parameters()) == 1
 
 
 def test_ids_of_different_fields_have_different_rows() -> None:
-    for name in METHODS:
+    for name in COMPARED:
         embed = METHODS[name](SHAPES, 40 if name != "few-bit rows" else 32, 0)
         rows = embed(("item", "user"), torch.tensor([[7, 7]]))[0]
         assert name == "mixed dimensions" or not torch.equal(rows[0], rows[1]), name

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 
+from benchmarks.quality.methods.ablation import ABLATION
 from benchmarks.quality.methods.base import Embedding, Shapes, TooSmallError
 from benchmarks.quality.methods.composed import HashEmbeddings, QuotientRemainder, TensorTrain
 from benchmarks.quality.methods.forms import Formed, private_form
@@ -13,7 +14,18 @@ from benchmarks.quality.methods.popular import HotRows, MixedDimensions, Pruned
 from benchmarks.quality.methods.rows import FewBitRows, Full, Mapped
 from hfh_embed.budget import PRESETS, Form, choose
 
-__all__ = ["FULL", "METHODS", "OURS", "PEERS", "Embedding", "Shapes", "TooSmallError", "default_method"]
+__all__ = [
+    "ABLATION",
+    "COMPARED",
+    "FULL",
+    "METHODS",
+    "OURS",
+    "PEERS",
+    "Embedding",
+    "Shapes",
+    "TooSmallError",
+    "default_method",
+]
 
 Maker = Callable[[Shapes, float, int], Embedding]
 
@@ -50,7 +62,9 @@ PEERS: Mapping[str, Maker] = {
     "deep hash embedding": DeepHash,
     "the paper's HFH": _form(PRESETS["hfh"]),
 }
-METHODS: Mapping[str, Maker] = {FULL: Full} | OURS | PEERS
+COMPARED: Mapping[str, Maker] = {FULL: Full} | OURS | PEERS
+METHODS: Mapping[str, Maker] = COMPARED | {name: make for group in ABLATION.values() for name, make in group.items()}
+"""All of them, those of the ablation last."""
 
 
 def default_method(ratio: float) -> str:
