@@ -9,7 +9,7 @@ from benchmarks.quality.runner import DATASETS, Cell
 
 __all__ = ["ABLATION_RATIO", "TABLES", "cells"]
 
-STRONG = ("hfh line", "few-bit rows", "hfh line + network", "low dimension, 1 bit", "hfh mix")
+STRONG = ("hfh line", "few-bit rows", "hfh line, 16 words", "hfh mix", "low dimension, 1 bit")
 RATIOS = (32, 100, 10, 1000)
 BETWEEN = (300, 16, 64, 8)
 SEEDS = 3

@@ -18,6 +18,8 @@ __all__ = ["NETWORK_RATE", "Task", "learn"]
 
 NETWORK_RATE = 2e-3
 """Adam's rate for the model around the embedding, the same for every method; the embedding's own rate is tuned."""
+DECAY = 0.99
+"""Of the running average of all weights; each epoch counts with the weights or with their average, whichever validates better."""
 FALL, FALLS = 0.2, 2
 """The rates are multiplied by FALL where an epoch was no better, and training ends after so many falls."""
 TIMED_IDS, TIMINGS = 8192, 5
@@ -60,6 +62,7 @@ def learn(
     return {
         "valid": round(best["valid"], 5),
         "test": {name: round(value, 5) for name, value in best["test"].items()},
+        "averaged": best["averaged"],
         "epoch": best["epoch"],
         "epochs": len(history),
         "history": [round(value, 4) for value in history],
@@ -80,6 +83,8 @@ def _train(
     best: dict[str, Any] = {"valid": -np.inf}
     history: list[float] = []
     starts = [group["lr"] for group in optimizer.param_groups]
+    weights = [parameter.detach() for parameter in model.parameters()]
+    average = [weight.clone() for weight in weights]
     step = falls = worse = 0
     while len(history) < max_epochs:
         model.train()
@@ -90,14 +95,16 @@ def _train(
             loss.backward()
             embed.after_backward()
             optimizer.step()
+            torch._foreach_lerp_(average, weights, 1 - DECAY)
             step += 1
         model.eval()
-        history.append(task.score(model, "valid")[task.goal])
+        valid, averaged, final = _judged(task, model, average)
+        history.append(valid)
         if len(history) < embed.settles:
             continue
-        if history[-1] > best["valid"]:
-            state = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
-            best = {"valid": history[-1], "epoch": len(history), "state": state}
+        if valid > best["valid"]:
+            state = copy.deepcopy((model.state_dict(), optimizer.state_dict(), average))
+            best = {"valid": valid, "averaged": averaged, "epoch": len(history), "state": state, "final": final}
             worse = 0
             continue
         worse += 1
@@ -107,11 +114,25 @@ def _train(
             falls, worse = falls + 1, 0
             model.load_state_dict(best["state"][0])
             optimizer.load_state_dict(best["state"][1])
+            torch._foreach_copy_(average, best["state"][2])
             for group, start in zip(optimizer.param_groups, starts, strict=True):
                 group["lr"] = start * FALL**falls
-    model.load_state_dict(best["state"][0])
+    model.load_state_dict(best["final"])
     best["test"] = task.score(model, "test")
     return best, history
+
+
+def _judged(task: Task, model: nn.Module, average: list[torch.Tensor]) -> tuple[float, bool, dict[str, Any]]:
+    """The better validation figure of the weights and of their average, whether it is the average's, and that model's state."""
+    valid = task.score(model, "valid")[task.goal]
+    now = copy.deepcopy(model.state_dict())
+    with torch.no_grad():
+        for parameter, mean in zip(model.parameters(), average, strict=True):
+            parameter.copy_(mean)
+    averaged = task.score(model, "valid")[task.goal]
+    final = copy.deepcopy(model.state_dict()) if averaged > valid else now
+    model.load_state_dict(now)
+    return max(valid, averaged), averaged > valid, final
 
 
 def _state_bytes(parameters: list[nn.Parameter], optimizer: torch.optim.Optimizer) -> int:

@@ -37,6 +37,7 @@ def _form(form: Form | Callable[[float, int], Form]) -> Maker:
 FULL = "full table"
 OURS: Mapping[str, Maker] = {
     "hfh line": _form(PRESETS["line"]),
+    "hfh line, 16 words": _form(Form(num_hashes=16, chunk_size=32)),
     "hfh line + network": _form(Form(residual_hidden=16)),
     "hfh mix": _form(private_form),
     "hfh mix + map": _form(partial(private_form, latent_dim=16)),

@@ -48,7 +48,7 @@ def _private(share: float, bits: int) -> Callable[[float, int], Form]:
 
 
 ABLATION: Mapping[str, Mapping[str, Maker]] = {
-    "U, words of one line": {f"words, U = {u}": partial(Formed, form=_words(u)) for u in (1, 2, 4, 16)},
+    "U, words of one line": {f"words, U = {u}": partial(Formed, form=_words(u)) for u in (1, 2, 4)},
     "U, free addresses": {f"free, U = {u}, Z = 8": partial(Formed, form=_free(u)) for u in (1, 2, 4, 8, 16)},
     "Z": {f"free, U = 8, Z = {z}": partial(Formed, form=_free(8, z)) for z in (1, 32)},
     "locality": {
