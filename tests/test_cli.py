@@ -158,6 +158,14 @@ def test_eval(snapshot, dense, tmp_path, capsys) -> None:
     document = _json(capsys, *arguments, "--frequencies", str(frequencies), "--plot", str(plot))
     assert document["mean_cosine"] > 0.8
     assert document["weighted_error"] > 0
+    other = str(tmp_path / "other.hfh")
+    assert main(["compress", dense, "-o", other, "--ratio", "16", "--json"]) == 0
+    capsys.readouterr()
+    both = _json(capsys, *arguments, "--also", other, "--plot", str(plot), "--sample", "500")
+    assert both["also"][0]["file"] == other and both["also"][0]["relative_error"] > both["relative_error"]
+    assert both["compared"] == 500 and both["cosine_margin"] > 0
+    assert main([*arguments, "--also", other]) == 0
+    assert "recall@100" in capsys.readouterr().out.splitlines()[-3]
     assert sum(document["parts"].values()) == document["nbytes"]
     assert plot.exists()
     assert main(arguments) == 0

@@ -178,7 +178,13 @@ class _Work:
         aim = floor
         for _ in range(TURNS):
             snapshot = self.at(self._largest_ratio(aim, min_cosine is not None))
-            found = fidelity.compare(snapshot[self.table.name], self.rows, seed=self.seed, progress=self.tell)
+            found = fidelity.compare(
+                snapshot[self.table.name],
+                self.rows,
+                sample=fidelity.LARGE_ROWS,
+                seed=self.seed,
+                progress=self.tell,
+            )
             got = found.mean_cosine if min_cosine is not None else found.recall_at_10
             if got >= floor:
                 return snapshot
