@@ -66,7 +66,7 @@ check: $(STAMPS)/test ## lint, format and types
 	$(BIN)/mypy
 
 SANITIZED := build/sanitized
-SANITIZED_TESTS := tests/test_native.py tests/test_native_arguments.py tests/test_kernels.py tests/test_lookup.py
+SANITIZED_TESTS := tests/test_native.py tests/test_native_arguments.py tests/test_threads.py tests/test_kernels.py tests/test_lookup.py
 
 $(STAMPS)/sanitize: $(STAMPS)/test $(SOURCES) $(wildcard hfh_embed/*.py hfh_embed/kernels/*.py)
 	@echo "building the kernels for $(SANITIZED) with sanitizers"

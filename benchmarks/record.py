@@ -74,3 +74,8 @@ class Recorder:
     def find(self, **values: Any) -> list[dict[str, Any]]:
         """The rows that have these values."""
         return [row for row in self._rows if values.items() <= row.items()]
+
+    def drop(self, **values: Any) -> None:
+        """Remove the rows that have these values."""
+        self._rows = [row for row in self._rows if not values.items() <= row.items()]
+        self.path.write_text("".join(json.dumps(row) + "\n" for row in self._rows))

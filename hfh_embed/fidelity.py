@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from hfh_embed.dense import DenseRows
 from hfh_embed.errors import InputError
 from hfh_embed.lookup import Table
 
@@ -72,7 +73,7 @@ class Fidelity:
 
 def compare(
     table: Table,
-    dense: Rows,
+    dense: DenseRows,
     *,
     frequencies: npt.NDArray[np.number] | None = None,
     queries: int = 1000,
@@ -122,7 +123,7 @@ def _share(part: float, whole: float) -> float:
     return float(part / whole) if whole else (0.0 if part == 0 else float("inf"))
 
 
-def row_errors(table: Table, dense: Rows, progress: Progress | None = None) -> tuple[F64, F64, F64]:
+def row_errors(table: Table, dense: DenseRows, progress: Progress | None = None) -> tuple[F64, F64, F64]:
     """For each row: cosine, squared error, squared length of the dense row. A zero row that stayed zero has cosine 1."""
     n = table.num_embeddings
     cosine, error, energy = np.empty(n), np.empty(n), np.empty(n)
@@ -140,7 +141,7 @@ def row_errors(table: Table, dense: Rows, progress: Progress | None = None) -> t
     return cosine, error, energy
 
 
-def _recall(table: Table, dense: Rows, queries: int, seed: int, tell: Progress) -> F64:
+def _recall(table: Table, dense: DenseRows, queries: int, seed: int, tell: Progress) -> F64:
     """For each query the shares of its true neighbours that remain, (queries, len(NEIGHBOURS))."""
     n = table.num_embeddings
     k = min(NEIGHBOURS[-1], n - 1)

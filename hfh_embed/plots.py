@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from hfh_embed.container import replacing
+from hfh_embed.dense import DenseRows
 from hfh_embed.errors import InputError, MissingDependencyError
 from hfh_embed.fidelity import row_errors
 from hfh_embed.lookup import Table
@@ -19,9 +19,7 @@ BINS = 60
 FORMATS = (".png", ".svg", ".pdf")
 
 
-def plot_errors(
-    table: Table, dense: npt.NDArray[Any], path: Path, frequencies: npt.NDArray[np.number] | None = None
-) -> None:
+def plot_errors(table: Table, dense: DenseRows, path: Path, frequencies: npt.NDArray[np.number] | None = None) -> None:
     """Draw the relative error of rows by their frequency, or by their id's rank where frequencies are not known."""
     if path.suffix not in FORMATS:
         raise InputError(f"the plot {str(path)!r} must end in one of {', '.join(FORMATS)}")

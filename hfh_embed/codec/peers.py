@@ -1,12 +1,13 @@
 """Peers of the codec, each at the largest size that fits a number of bytes: decoded rows and the bytes they take.
 
 Codebooks and rotations of faiss' quantisers count as float16, which loses nothing that shows; a product quantiser may have any number
-of parts, as rows are padded with zeros to a multiple of it. Codes have 8 bits. Training sees a sample of the rows, said per method.
+of parts, as rows are padded with zeros to a multiple of it. Codes have 8 bits. Training sees a sample of the rows (TRAINED_ON). Where
+``ids`` are given, only their rows are encoded and returned; the bytes are the whole table's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,7 @@ from hfh_embed.packing import levels_from_codes, round_to_codes
 __all__ = ["PEERS", "Made", "product_parts"]
 
 F32 = npt.NDArray[np.float32]
+I64 = npt.NDArray[np.int64]
 Made = tuple[F32, int]
 CODES = 256
 TRAINED_ON = {"faiss PQ": 65_536, "faiss OPQ": 10_000, "faiss RQ": 20_000, "faiss LSQ": 5_000}
@@ -38,7 +40,7 @@ def _padded(rows: F32, parts: int) -> F32:
     return np.ascontiguousarray(np.pad(rows, ((0, 0), (0, -rows.shape[1] % parts))))
 
 
-def product(rows: F32, budget: int) -> Made | None:
+def product(rows: F32, budget: int, ids: I64 | None = None) -> Made | None:
     """faiss' product quantiser."""
     n, dim = rows.shape
     parts = product_parts(n, dim, budget)
@@ -47,10 +49,11 @@ def product(rows: F32, budget: int) -> Made | None:
     wide = _padded(rows, parts)
     quantiser = faiss_module().ProductQuantizer(wide.shape[1], parts, 8)
     quantiser.train(_sample(wide, "faiss PQ"))
+    wide = wide if ids is None else wide[ids]
     return quantiser.decode(quantiser.compute_codes(wide))[:, :dim], n * parts + 2 * CODES * wide.shape[1]
 
 
-def rotated_product(rows: F32, budget: int) -> Made | None:
+def rotated_product(rows: F32, budget: int, ids: I64 | None = None) -> Made | None:
     """The same after a fitted rotation."""
     n, dim = rows.shape
     parts = product_parts(n, dim, budget - 2 * dim * dim)
@@ -62,14 +65,14 @@ def rotated_product(rows: F32, budget: int) -> Made | None:
     rotation = faiss.OPQMatrix(size, parts)
     rotation.niter, rotation.niter_pq, rotation.niter_pq_0 = 12, 4, 10
     rotation.train(_sample(wide, "faiss OPQ"))
-    turned = rotation.apply(wide)
     quantiser = faiss.ProductQuantizer(size, parts, 8)
-    quantiser.train(_sample(turned, "faiss PQ"))
+    quantiser.train(rotation.apply(_sample(wide, "faiss PQ")))
+    turned = rotation.apply(wide if ids is None else wide[ids])
     decoded = rotation.reverse_transform(quantiser.decode(quantiser.compute_codes(turned)))
     return decoded[:, :dim], n * parts + 2 * CODES * size + 2 * dim * dim
 
 
-def _additive(rows: F32, budget: int, method: str) -> Made | None:
+def _additive(rows: F32, budget: int, ids: I64 | None, method: str) -> Made | None:
     n, dim = rows.shape
     stages = budget // (n + 2 * CODES * dim)
     if not stages:
@@ -80,25 +83,31 @@ def _additive(rows: F32, budget: int, method: str) -> Made | None:
     if method == "faiss RQ":
         quantiser.max_beam_size = 4
     quantiser.train(_sample(rows, method))
+    rows = rows if ids is None else np.ascontiguousarray(rows[ids])
     return quantiser.decode(quantiser.compute_codes(rows)), n * stages + 2 * CODES * dim * stages
 
 
-def few_bits(rows: F32, budget: int) -> Made | None:
+def few_bits(rows: F32, budget: int, ids: I64 | None = None) -> Made | None:
     """Rows of 1 to 8 bits an entry, with a float16 scale a row."""
     n, dim = rows.shape
     sizes = {bits: n * (-(-dim * bits // 8) + 2) for bits in range(1, 9)}
     fits = [bits for bits, size in sizes.items() if size <= budget]
     if not fits:
         return None
+    rows = rows if ids is None else rows[ids]
     scale = half_steps(rows, fits[-1]).astype(np.float16).astype(np.float64)[:, None]
     decoded = levels_from_codes(round_to_codes(rows, scale, fits[-1]), fits[-1]) * scale
     return decoded.astype(np.float32), sizes[fits[-1]]
 
 
-PEERS: dict[str, Callable[[F32, int], Made | None]] = {
+class _Peer(Protocol):
+    def __call__(self, rows: F32, budget: int, ids: I64 | None = None) -> Made | None: ...
+
+
+PEERS: dict[str, _Peer] = {
     "faiss PQ": product,
     "faiss OPQ": rotated_product,
-    "faiss RQ": lambda rows, budget: _additive(rows, budget, "faiss RQ"),
-    "faiss LSQ": lambda rows, budget: _additive(rows, budget, "faiss LSQ"),
+    "faiss RQ": lambda rows, budget, ids=None: _additive(rows, budget, ids, "faiss RQ"),
+    "faiss LSQ": lambda rows, budget, ids=None: _additive(rows, budget, ids, "faiss LSQ"),
     "few-bit rows": few_bits,
 }

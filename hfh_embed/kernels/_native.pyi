@@ -74,6 +74,9 @@ class Table:
     def lookup(self, ids: Any, dtype: Any, num_threads: int = 1) -> npt.NDArray[Any] | None:
         """The rows of ids, shape of ids + (D,), in a new array; None where the plain case does not apply, or an id is refused."""
 
+    def products(self, first: int, hidden: F32, out: F32, num_threads: int) -> None:
+        """Write the products of hidden (B, D) with the rows of ids first, first + 1, ... into ``out`` (B, count)."""
+
     def rows(self, ids: I64, out: npt.NDArray[Any], num_threads: int = 1) -> int:
         """Write rows into ``out`` (B, D), float32 or float16: -1, or the position of the first id that is refused."""
 
@@ -167,31 +170,62 @@ class CodedPart:
         self,
         num_embeddings: int,
         trellis: Trellis | None,
+        ring_codes: npt.NDArray[np.uint8],
         chunks: npt.NDArray[np.int64],
         codebooks: npt.NDArray[np.float32],
+        chunk_codes: npt.NDArray[np.uint8],
         map: npt.NDArray[np.float32],
         bias: npt.NDArray[np.float32],
+        padding_id: int,
+        refuse_unknown: bool,
     ) -> None: ...
-    def rows(
-        self,
-        ring_codes: npt.NDArray[np.uint8],
-        chunk_codes: npt.NDArray[np.uint8],
-        ids: npt.NDArray[np.int64],
-        out: npt.NDArray[np.float32],
-        refuse_unknown: bool,
-        padding_id: int,
-        num_threads: int,
-    ) -> int:
-        """Write whole rows; -1, or the position of the first refused id."""
+    def lookup(self, ids: Any, dtype: Any, num_threads: int = 1) -> npt.NDArray[Any] | None:
+        """Rows in a new array, or None where the plain case does not apply."""
 
-    def rows_half(
+    def rows(self, ids: npt.NDArray[np.int64], out: npt.NDArray[Any], num_threads: int = 1) -> int:
+        """Write whole rows, float32 or float16; -1, or the position of the first refused id."""
+
+    def add(
         self,
-        ring_codes: npt.NDArray[np.uint8],
-        chunk_codes: npt.NDArray[np.uint8],
         ids: npt.NDArray[np.int64],
-        out: npt.NDArray[np.uint16],
-        refuse_unknown: bool,
-        padding_id: int,
+        z: npt.NDArray[np.float32],
+        out: npt.NDArray[np.float32],
+        num_threads: int = 1,
+    ) -> None:
+        """Write (latent rows z plus codes) @ map + bias; an id outside the table has no codes. ``z`` is written over."""
+
+TILES: bool
+"""Whether this process multiplies tiles (AMX), which :class:`Vocabulary` needs."""
+
+class Vocabulary:
+    """The softmax of hidden states (B, D) over rows that come a tile at a time; for one thread of Python."""
+
+    def __init__(self, hidden: F32) -> None: ...
+    def forward(self, rows: F32, scale: float, bias: F32, num_threads: int) -> None:
+        """Take rows (T, D) into the softmax: logits are scale * (hidden @ rows.T) + bias; ``bias`` is (T,) or empty."""
+
+    def normalizers(self, out: F32) -> None:
+        """log(sum(exp(logits))) of each hidden state, (B,), of the rows taken so far."""
+
+    def backward(
+        self,
+        rows: F32,
+        first: int,
+        scale: float,
+        bias: F32,
+        normalizer: F32,
+        counted: F32,
+        spread: F32,
+        hit: F32,
+        targets: I64,
+        of_rows: F32,
+        of_bias: F32,
         num_threads: int,
-    ) -> int:
-        """As rows, in float16, whose bits ``out`` holds."""
+    ) -> None:
+        """From the gradients of logits, counted * softmax - spread and less hit at the target's, those of scaled rows and of bias.
+
+        ``first`` is the id of the first row; those of hidden states are summed up, see :meth:`hidden_gradients`.
+        """
+
+    def hidden_gradients(self, out: F32) -> None:
+        """The sums of all calls of :meth:`backward`, (B, D)."""

@@ -14,7 +14,7 @@ from hfh_embed.kernels.numpy_backend import map_matrix
 from hfh_embed.layout import Array, TableData
 from hfh_embed.spec import Locality, PoolSpec, PrivateRole, Reconstruction, SharedSpec, Unknown
 
-__all__ = ["SIMD", "NativeKernel", "addresses", "shared_facts"]
+__all__ = ["SIMD", "NativeKernel", "addresses", "native_table", "shared_facts"]
 
 LOCALITIES = tuple(Locality)
 MODES = get_args(Mode)
@@ -49,7 +49,7 @@ class NativeKernel:
     """See :class:`hfh_embed.kernels.Kernel`. Reads nothing but a few scales before the first lookup."""
 
     def __init__(self, data: TableData) -> None:
-        self._table = _native_table(data)
+        self._table = native_table(data)
         self.lookup = self._table.lookup
         self.rows = self._table.rows
 
@@ -70,16 +70,20 @@ class NativeKernel:
         return self._table.bag(ids, bounds, weights, MODES.index(mode), out, num_threads)
 
 
-def _native_table(data: TableData) -> Table:
+def native_table(data: TableData, latent_only: bool = False) -> Table:
+    """The compiled form of a table; with ``latent_only`` its rows are the latent ones, of any id, before codes, map and residual."""
     table, arrays = data.table, data.arrays
-    native = Table(
-        table.num_embeddings,
-        table.embedding_dim,
-        table.latent_dim,
-        -1 if table.padding_id is None else table.padding_id,
-        table.unknown is Unknown.ERROR,
-        table.unknown is Unknown.ZERO,
-    )
+    if latent_only:
+        native = Table(table.num_embeddings, table.latent_dim, table.latent_dim, -1, False, False)
+    else:
+        native = Table(
+            table.num_embeddings,
+            table.embedding_dim,
+            table.latent_dim,
+            -1 if table.padding_id is None else table.padding_id,
+            table.unknown is Unknown.ERROR,
+            table.unknown is Unknown.ZERO,
+        )
     if table.shared is not None and (pool := data.pool) is not None:
         scale = float(arrays["shared.scale"][0])
         native.set_shared(*shared_facts(table.shared, pool), _bytes(arrays["pool.values"]), scale)
@@ -105,6 +109,8 @@ def _native_table(data: TableData) -> Table:
             table.exact.bits,
             None if scales is None else scales.view(np.uint16),
         )
+    if latent_only:
+        return native
     if (matrix := map_matrix(data)) is not None:
         native.set_map(matrix, arrays.get("map.bias"))
     if table.residual is not None:

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hfh_embed.kernels._native import CodedPart, Trellis
+from hfh_embed.kernels._native import CodedPart, Table, Trellis
+from hfh_embed.kernels.native_backend import native_table
 from hfh_embed.kernels.numpy_backend import NumpyKernel
-from hfh_embed.layout import Array, TableData
+from hfh_embed.layout import Array
 from hfh_embed.spec import TrellisSpec, Unknown
 
 __all__ = ["NativeCodedKernel", "trellis_of"]
@@ -27,64 +28,65 @@ def trellis_of(trellis: TrellisSpec, values: Array, norms: F32 | None) -> Trelli
     return Trellis(runs, trellis.state_bits, np.ascontiguousarray(values, dtype=np.float32), factors, trellis.constant)
 
 
-class CodedRows:
-    """A table that has codes and a map, and no other part; its codes stay where they are."""
-
-    def __init__(self, data: TableData, stored: NumpyKernel) -> None:
-        table, arrays = data.table, data.arrays
-        trellis = None
-        self._ring_codes = self._chunk_codes = NOTHING
-        if table.trellis is not None:
-            trellis = trellis_of(table.trellis, arrays["trellis.values"], arrays.get("trellis.norms"))
-            self._ring_codes = arrays["trellis.codes"]
-        chunks = np.empty((0, 3), dtype=np.int64)
-        books = np.empty(0, dtype=np.float32)
-        if table.coded is not None:
-            chunks = np.array([(c.start, c.size, c.bits) for c in table.coded.chunks], dtype=np.int64)
-            books = np.concatenate([book.reshape(-1) for book in stored.codebooks]).astype(np.float32)
-            self._chunk_codes = arrays["coded.codes"].reshape(-1)
-        bias = arrays.get("map.bias", np.empty(0, dtype=np.float32))
-        self._part = CodedPart(
-            table.num_embeddings,
-            trellis,
-            chunks,
-            books,
-            np.ascontiguousarray(stored.map),
-            np.ascontiguousarray(bias),
-        )
-        padding = -1 if table.padding_id is None else table.padding_id
-        self._policy = (table.unknown is Unknown.ERROR, padding)
-
-    @staticmethod
-    def of(data: TableData, stored: NumpyKernel) -> CodedRows | None:
-        """The compiled rows of a table, or None for one that has other parts."""
-        table = data.table
-        others = (table.shared, table.private, table.exact, table.residual)
-        mapped = table.map is not None and (table.trellis is not None or table.coded is not None)
-        if (
-            not mapped
-            or any(part is not None for part in others)
-            or (table.coded is not None and table.coded.row_scale)
-        ):
-            return None
-        return CodedRows(data, stored)
-
-    def rows(self, ids: Ids, out: npt.NDArray[Any], num_threads: int) -> int:
-        """See :meth:`hfh_embed.kernels.Kernel.rows`."""
-        if out.dtype == np.float32:
-            return self._part.rows(self._ring_codes, self._chunk_codes, ids, out, *self._policy, num_threads)
-        half = out.view(np.uint16)
-        return self._part.rows_half(self._ring_codes, self._chunk_codes, ids, half, *self._policy, num_threads)
-
-
 class NativeCodedKernel(NumpyKernel):
-    """See :class:`hfh_embed.kernels.Kernel`: tables with codes. Those that have other parts too stay with numpy."""
+    """See :class:`hfh_embed.kernels.Kernel`: tables with codes. Codes and map are compiled, and so are the other parts of latent
+    rows; a residual network and codes with a scale a row are numpy's.
+    """
 
     @functools.cached_property
-    def _coded_rows(self) -> CodedRows | None:
-        return CodedRows.of(self._data, self)  # at the first lookup, since it reads the map and the codebooks
+    def _part(self) -> CodedPart | None:
+        """Codes and map, made at the first lookup, since it reads the map and the codebooks; None where numpy does it all."""
+        table, arrays = self._data.table, self._data.arrays
+        if table.map is None or (table.coded is not None and table.coded.row_scale):
+            return None
+        trellis, chunks, books = None, np.empty((0, 3), dtype=np.int64), np.empty(0, dtype=np.float32)
+        if table.trellis is not None:
+            trellis = trellis_of(table.trellis, arrays["trellis.values"], arrays.get("trellis.norms"))
+        if table.coded is not None:
+            chunks = np.array([(c.start, c.size, c.bits) for c in table.coded.chunks], dtype=np.int64)
+            books = np.concatenate([book.reshape(-1) for book in self.codebooks]).astype(np.float32)
+        return CodedPart(
+            table.num_embeddings,
+            trellis,
+            arrays["trellis.codes"] if trellis is not None else NOTHING,
+            chunks,
+            books,
+            arrays["coded.codes"].reshape(-1) if table.coded is not None else NOTHING,
+            np.ascontiguousarray(self.map),
+            np.ascontiguousarray(arrays.get("map.bias", np.empty(0, dtype=np.float32))),
+            -1 if table.padding_id is None else table.padding_id,
+            table.unknown is Unknown.ERROR,
+        )
+
+    @functools.cached_property
+    def _alone(self) -> CodedPart | None:
+        """The compiled codes of a table that has no other part."""
+        table = self._data.table
+        others = (table.shared, table.private, table.exact, table.residual)
+        return None if any(part is not None for part in others) else self._part
+
+    @functools.cached_property
+    def _others(self) -> Table:
+        return native_table(self._data, latent_only=True)
+
+    def lookup(self, ids: Any, dtype: Any, num_threads: int = 1) -> npt.NDArray[Any] | None:
+        return None if self._alone is None else self._alone.lookup(ids, dtype, num_threads)
 
     def rows(self, ids: Ids, out: npt.NDArray[Any], num_threads: int = 1) -> int:
-        if self._coded_rows is None:
-            return super().rows(ids, out, num_threads)
-        return self._coded_rows.rows(ids, out, num_threads)
+        return super().rows(ids, out, num_threads) if self._alone is None else self._alone.rows(ids, out, num_threads)
+
+    def _rows(self, ids: Ids) -> F32:
+        if self._part is None:
+            return super()._rows(ids)
+        table = self._data.table
+        rows = np.empty((len(ids), table.embedding_dim), dtype=np.float32)
+        if self._alone is not None:
+            self._alone.rows(ids, rows)
+            return rows
+        latent = np.empty((len(ids), table.latent_dim), dtype=np.float32)
+        self._others.rows(ids, latent)
+        coded = ids
+        if table.exact is not None:
+            coded = np.where(self._exact(ids)[1], table.num_embeddings, ids)  # an exact row has no codes
+        self._part.add(coded, latent, rows)
+        return self._finished(rows, ids)

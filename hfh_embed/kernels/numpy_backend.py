@@ -103,11 +103,16 @@ class NumpyKernel:
             e = e @ self.map
             if table.map.bias:
                 e += data.arrays["map.bias"]
+        return self._finished(e, ids)
+
+    def _finished(self, e: F32, ids: Ids) -> F32:
+        """Rows with the residual network's part; zero where the table says so."""
+        data, table = self._data, self._data.table
         if table.residual is not None:
             w1, b1, w2, b2 = (data.arrays[f"residual.{key}"] for key in ("w1", "b1", "w2", "b2"))
             e = e + (np.maximum(e @ w1 + b1, 0) @ w2 + b2)
         if table.unknown is Unknown.ZERO:
-            e[~known] = 0
+            e[ids >= table.num_embeddings] = 0
         if table.padding_id is not None:
             e[ids == table.padding_id] = 0
         return e

@@ -13,7 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hfh_embed.errors import SpecError
 from hfh_embed.layout import Array
+from hfh_embed.nn.tape import gathered
 from hfh_embed.packing import pack
 
 __all__ = ["Scaling", "StoredValues", "half_step_of", "levels", "rounded_rms", "widened"]
@@ -111,9 +113,18 @@ class StoredValues(nn.Module):
         self._seen: tuple[int, torch.device] | None = None
         self.register_buffer("half_step", half_step if half_step is not None else torch.ones(()))
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """As any module's, but no values that are sharded: what is remembered of them would go out of date unseen."""
+        if name == "values" and hasattr(value, "placements"):
+            raise SpecError(
+                "the values of HFH layers cannot be sharded, and are small: "
+                "call fully_shard(model, ignored_params=hnn.replicate(model)) once, on the whole model"
+            )
+        super().__setattr__(name, value)
+
     def forward(self, rows: Tensor | None = None) -> Tensor:
         """The values of some rows (n, count), or of all, as float32."""
-        values = widened(self.values if rows is None else nn.functional.embedding(rows, self.values))
+        values = widened(self.values if rows is None else gathered(self.values, rows))
         if self.bits > 8:
             return levels(values, self.half_step, self.bits)
         half_step = self._half_step(values, rows)

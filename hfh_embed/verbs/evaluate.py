@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 import hfh_embed
+from hfh_embed.dense import DenseRows
 from hfh_embed.errors import InputError
 from hfh_embed.lookup import Table
 from hfh_embed.verbs.base import CheckFailedError, Progress, Verb, print_json
@@ -43,7 +42,7 @@ def _run(args: argparse.Namespace) -> None:
     with hfh_embed.open(args.file) as snapshot, Progress() as progress:
         table = pick_table(snapshot, args.table)
         dense = read_table(args.against, args.tensor).rows
-        frequencies = read_frequencies(args.frequencies, len(dense)) if args.frequencies else None
+        frequencies = read_frequencies(args.frequencies, dense.shape[0]) if args.frequencies else None
         result = compare(table, dense, frequencies=frequencies, queries=args.queries, seed=args.seed, progress=progress)
         if args.plot:
             from hfh_embed.plots import plot_errors
@@ -68,18 +67,18 @@ def _run(args: argparse.Namespace) -> None:
         )
 
 
-def _bound(table: Table, dense: npt.NDArray[Any], seed: int) -> float:
+def _bound(table: Table, dense: DenseRows, seed: int) -> float:
     """The rate-distortion bound at the table's own bytes, from the covariance of at most BOUND_ROWS rows."""
     from hfh_embed.codec.allocation import error_bound
 
-    picked = np.arange(len(dense))
-    if len(dense) > BOUND_ROWS:
-        picked = np.sort(np.random.default_rng(seed).choice(len(dense), BOUND_ROWS, replace=False))
+    picked = np.arange(dense.shape[0])
+    if dense.shape[0] > BOUND_ROWS:
+        picked = np.sort(np.random.default_rng(seed).choice(dense.shape[0], BOUND_ROWS, replace=False))
     rows = np.asarray(dense[picked], dtype=np.float64)
     centred = rows - rows.mean(axis=0)
     variance = np.linalg.eigvalsh(centred.T @ centred / len(rows))[::-1]
     energy = float((rows**2).sum(axis=1).mean())
-    return error_bound(np.maximum(variance, 0), 8 * table.nbytes / len(dense)) / energy if energy else 0.0
+    return error_bound(np.maximum(variance, 0), 8 * table.nbytes / dense.shape[0]) / energy if energy else 0.0
 
 
 EVAL = Verb("what compression lost: cosine, error, neighbours", _arguments, _run)

@@ -36,8 +36,43 @@ inline uint32_t open_ring(const TrellisPlan& plan, const uint8_t* codes, int64_t
   return norm;
 }
 
+#ifdef HFH_BODY_AVX512
+// Where the values of entries e to e + 15 lie.
+inline __m512i places16(const TrellisPlan& plan, const uint8_t* ring, int64_t e) {
+  const __m512i mask = _mm512_set1_epi64((1 << plan.state_bits) - 1);
+  const auto eight = [&](int64_t first) {
+    const __m512i word = _mm512_set1_epi64(static_cast<int64_t>(load64(ring + plan.load[first >> 3])));
+    return _mm512_cvtepi64_epi32(_mm512_and_epi64(_mm512_srlv_epi64(word, _mm512_loadu_si512(plan.by.data() + first)), mask));
+  };
+  const __m512i windows = _mm512_inserti64x4(_mm512_castsi256_si512(eight(e)), eight(e + 8), 1);
+  const __mmask16 some = static_cast<__mmask16>((1u << std::min<int64_t>(16, plan.num_entries() - e)) - 1);
+  return _mm512_add_epi32(windows, _mm512_maskz_loadu_epi32(some, plan.book.data() + e));
+}
+
+// The values as bfloat16, of a table of these; to is filled up to a whole sixteen.
+inline void trellis_halves(const TrellisPlan& plan, const uint16_t* values, const uint8_t* ring, uint16_t* to) {
+  for (int64_t e = 0; e < plan.num_entries(); e += 16) {
+    const __m512i two = _mm512_i32gather_epi32(places16(plan, ring, e), values, 2);
+    const int64_t left = plan.num_entries() - e;
+    const __mmask16 some = static_cast<__mmask16>(left < 16 ? (1u << left) - 1 : 0xffff);
+    _mm512_mask_cvtepi32_storeu_epi16(to + e, some, two);
+  }
+}
+#endif
+
 inline void trellis_entries(const TrellisPlan& plan, const float* values, const uint8_t* ring, float factor, float* z) {
   const int64_t entries = plan.num_entries();
+  if (plan.constant) z[entries] += factor;
+#ifdef HFH_BODY_AVX512
+  if (plan.grouped) {
+    for (int64_t e = 0; e < entries; e += 16) {
+      const __mmask16 some = static_cast<__mmask16>(entries - e < 16 ? (1u << (entries - e)) - 1 : 0xffff);
+      const __m512 found = _mm512_i32gather_ps(places16(plan, ring, e), values, 4);
+      _mm512_mask_storeu_ps(z + e, some, _mm512_add_ps(_mm512_maskz_loadu_ps(some, z + e), _mm512_mul_ps(found, _mm512_set1_ps(factor))));
+    }
+    return;
+  }
+#endif
   const uint32_t mask = (1u << plan.state_bits) - 1;
   const int32_t *byte = plan.byte.data(), *shift = plan.shift.data(), *book = plan.book.data();
   int32_t place[64];
@@ -46,7 +81,16 @@ inline void trellis_entries(const TrellisPlan& plan, const float* values, const 
     for (int64_t i = 0; i < some; ++i) place[i] = book[e + i] + static_cast<int32_t>((load32(ring + byte[e + i]) >> shift[e + i]) & mask);
     for (int64_t i = 0; i < some; ++i) z[e + i] += factor * values[place[i]];
   }
-  if (plan.constant) z[entries] += factor;
+}
+
+inline void add_floats(const float* from, int64_t count, float* to) {
+  for (int64_t i = 0; i < count; ++i) to[i] += from[i];
+}
+
+inline void scale_rows(const float* factors, int64_t rows, int64_t dim, float* out) {
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t d = 0; d < dim; ++d) out[r * dim + d] *= factors[r];
+  }
 }
 
 // out (rows, dim) = bias + z (rows, latent) @ map (latent, dim), for up to kTileRows rows; columns from first to last, whole vectors.

@@ -1,6 +1,7 @@
 // What a trellis is (parts.TrellisSpec), laid out for the loops in coded_body.hpp.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -14,6 +15,9 @@ struct TrellisPlan {
   std::vector<int32_t> first;          // of each step: its first entry
   std::vector<int32_t> book;           // of each entry: where its values begin
   std::vector<int32_t> byte, shift;    // of each entry: where its window begins in the ring
+  std::vector<int32_t> load;           // of each eight entries: the byte where the 64 bits begin that hold their windows,
+  std::vector<int64_t> by;             // and of each entry how far these are shifted; filled up to whole sixteens
+  bool grouped = true;                 // whether 64 bits are enough everywhere
 
   int64_t steps() const { return static_cast<int64_t>(bits.size()); }
   int64_t num_entries() const { return static_cast<int64_t>(book.size()); }
@@ -39,6 +43,18 @@ struct TrellisPlan {
         shift.push_back(static_cast<int32_t>(place & 7));
       }
     }
+    const int64_t last = num_entries() - 1;
+    for (int64_t e = 0; e <= last; e += 8) {
+      const int64_t begin = byte[std::min(e + 7, last)];
+      load.push_back(static_cast<int32_t>(begin));
+      for (int64_t i = e; i < e + 8; ++i) {
+        const int64_t entry = std::min(i, last);
+        by.push_back(8 * (byte[entry] - begin) + shift[entry]);
+        grouped = grouped && by.back() + state_bits <= 64;
+      }
+    }
+    load.push_back(load.back());
+    by.insert(by.end(), 8, 0);
   }
 };
 
