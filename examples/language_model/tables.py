@@ -114,7 +114,7 @@ class Method:
     title: str
     make: Callable[[int, int, float, float, Counts, int], Words]  # V, D, std, ratio, counts, seed
     rate: float = 4e-3
-    std: float = 0.0884
+    std: float = 0.03
 
 
 def _form(form: Form | None) -> Callable[[int, int, float, float, Counts, int], Words]:
