@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from language_model.model import LanguageModel, continuation
 from language_model.report import plot_curves
 from language_model.tables import METHODS, NAME, HFHWords, method_of
 from language_model.text import DATA, EOS, Corpus, load
@@ -76,12 +77,17 @@ def main() -> None:
     parser.add_argument(
         "--rate", type=float, default=0.0, help="learning rate of the words' values (default: the method's)"
     )
+    parser.add_argument(
+        "--whole", action="store_true", help="train on the whole softmax, not on drawn words: fifty times slower"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--fresh", action="store_true", help="begin anew, whatever checkpoints there are")
     parser.add_argument("--plot", type=Path, help="where to draw perplexity over time (.png, .svg or .pdf)")
     parser.add_argument("-o", "--output", type=Path, help="where to keep the snapshot of the last HFH run")
     args = parser.parse_args()
     choices = {"seed": args.seed, "rate": args.rate, **(SAMPLE if args.sample else {})}
+    if args.whole:
+        choices["drawn"] = 0
     if args.tokens:
         choices["tokens"] = args.tokens
     if args.plot and args.plot.suffix not in FORMATS:
@@ -111,13 +117,18 @@ def main() -> None:
     if args.plot:
         plot_curves(rows, args.plot)
     if last is not None:
-        show(last, corpus, args.output)
+        show(last, corpus, args)
 
 
-def show(model: object, corpus: Corpus, output: Path | None) -> None:
-    """Save the words' table, serve it, and compare what is served with what was trained."""
+def show(model: LanguageModel, corpus: Corpus, args: argparse.Namespace) -> None:
+    """Let the model write, save the words' table, serve it, and compare what is served with what was trained."""
+    begin = corpus.valid[len(corpus.valid) // 2 :][:12].tolist()
+    more = continuation(model, begin, 24, torch.Generator().manual_seed(args.seed))
+    print(
+        " ".join(corpus.words[number] for number in begin), "[...]", " ".join(corpus.words[number] for number in more)
+    )
     with tempfile.TemporaryDirectory() as folder:
-        path = output or Path(folder) / "words.hfh"
+        path = args.output or Path(folder) / "words.hfh"
         hnn.save(model.words, path, vocabularies={NAME: corpus.words})
         print(
             f"saved {path.name}: {path.stat().st_size:,} bytes with its words, version {hfh_embed.inspect(path).version}"

@@ -102,6 +102,28 @@ def test_candidates_estimate_the_whole_denominator(corpus: text.Corpus) -> None:
     assert np.mean(estimates) == pytest.approx(whole, abs=0.02)
 
 
+@pytest.mark.parametrize("method", ["dense", "line", "narrow2", "form:exact_share=0.3,exact_bits=4"])
+def test_the_whole_softmax_trains_on_what_evaluation_measures(corpus: text.Corpus, method: str) -> None:
+    run = training.Run(settings(method=method, ratio=2.0, drawn=0, rate=0.05, net_rate=0.05), corpus, Path("nowhere"))
+    assert isinstance(run.softmax, models.Whole)
+    ids = torch.randint(len(corpus.words), (5, 9))
+    loss = float(run.softmax.loss(run.model, ids, None)[0].detach())
+    rows = run.model.words.rows(ids[:, :-1].reshape(-1)).view(5, 8, -1)
+    after, _ = run.model(rows, None)
+    whole = models.cross_entropy(run.model, after, ids[:, 1:].reshape(-1)).mean()
+    assert loss == pytest.approx(float(whole), rel=1e-5)
+    losses = [run._step() for _ in range(30)]
+    assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.2, losses
+
+
+def test_a_model_goes_on_writing_words_that_it_knows(corpus: text.Corpus) -> None:
+    run = training.Run(settings(method="line", ratio=2.0), corpus, Path("nowhere"))
+    written = [models.continuation(run.model, [3, 4], 20, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
+    assert written[0] == written[1] != written[2]
+    assert len(written[0]) == 20
+    assert all(0 <= word < len(corpus.words) for word in written[0])
+
+
 def test_the_bias_begins_as_the_frequencies(corpus: text.Corpus) -> None:
     bias = models.RankBias(corpus.counts)(torch.arange(len(corpus.words))).detach().numpy()
     wanted = np.log((corpus.counts + 1) / (corpus.counts + 1).sum())

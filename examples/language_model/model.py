@@ -13,9 +13,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from language_model.tables import Words
+from hfh_embed import nn as hnn
+from language_model.tables import HFHWords, Words
 
-__all__ = ["KNOTS", "Candidates", "LanguageModel", "Negatives", "cross_entropy"]
+__all__ = ["KNOTS", "Candidates", "LanguageModel", "Negatives", "Whole", "continuation", "cross_entropy"]
 
 KNOTS = 64
 TILE = 512
@@ -114,6 +115,51 @@ class Negatives:
         logits = logits.index_put((twice, column[twice]), torch.tensor(-math.inf))
         every = torch.cat((own[:, None], logits), dim=1)
         return nn.functional.cross_entropy(every, torch.zeros(len(targets), dtype=torch.long)), state
+
+
+class Whole:
+    """The softmax over the whole vocabulary: tiled by the head where the words are HFH, else all logits at once.
+
+    The bias stays at the words' frequencies.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.generator = torch.Generator().manual_seed(seed)  # draws nothing, and is kept as that of Negatives is
+
+    def loss(self, model: LanguageModel, ids: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
+        """As :meth:`Negatives.loss`."""
+        words, targets = ids[:, :-1], ids[:, 1:].reshape(-1)
+        after, state = model(model.words.rows(words.reshape(-1)).view(*words.shape, -1), state)
+        if isinstance(model.words, HFHWords):
+            return head_of(model).loss(after, targets), state
+        every = torch.arange(len(model.bias.place))
+        logits = torch.addmm(model.bias(every).detach(), after, model.words.rows(every).T)
+        return nn.functional.cross_entropy(logits, targets), state
+
+
+def head_of(model: LanguageModel) -> hnn.VocabularyHead:
+    """The output layer on the same table, with the model's bias as it is now."""
+    assert isinstance(model.words, HFHWords)
+    layer = model.words.layer
+    with torch.no_grad():
+        bias = model.bias(torch.arange(layer.num_embeddings))
+    head = hnn.VocabularyHead(layer.num_embeddings, layer.embedding_dim, tie=layer, bias=bias)
+    assert head.bias is not None
+    head.bias.requires_grad_(False)
+    return head
+
+
+@torch.no_grad()
+def continuation(model: LanguageModel, ids: list[int], count: int, generator: torch.Generator) -> list[int]:
+    """``count`` words after ``ids``, each drawn from the likeliest ones that hold nine tenths of the probability."""
+    head, state, written = head_of(model), None, list(ids)
+    rows = model.words.rows(torch.tensor(ids))
+    for _ in range(count):
+        after, state = model(rows[None], state)
+        word = head.sample(after[-1:], temperature=0.8, top_p=0.9, generator=generator)
+        written.append(int(word))
+        rows = model.words.rows(word)
+    return written[len(ids) :]
 
 
 @torch.no_grad()

@@ -62,8 +62,8 @@ class HFHWords(Words):
 
 
 class BandedWords(Words):
-    """Adaptive input and softmax tables (Baevski and Auli, arXiv 1809.10853): words by falling frequency in bands, each band a
-    quarter as wide as the one before, with a linear map to D. ``bits`` of the bands' values: 32, or fewer by rounding."""
+    """Adaptive input and softmax tables (Baevski and Auli, arXiv 1809.10853): words by falling frequency in bands, each
+    narrower than the one before, with a linear map to D. ``bits`` of the bands' values: 32, or fewer by rounding."""
 
     def __init__(self, size: int, dim: int, std: float, ratio: float, bits: int) -> None:
         super().__init__()
@@ -93,17 +93,21 @@ class BandedWords(Words):
 
 
 def _bands(size: int, dim: int, ratio: float, bits: int) -> tuple[list[int], list[int]]:
-    """Ends of four bands, each four times as long as the one before, and the widths that fill the ratio's bytes."""
+    """Ends of four bands, each four times as long as the one before, and the widths that fill the ratio's bytes.
+
+    The first band is as wide as can be; then the widths fall as little as can be from one band to the next.
+    """
     ends = [max(1, size // 4**3), max(2, size // 4**2), max(3, size // 4), size]
     lengths = np.diff([0, *ends])
     for widest in range(dim, 0, -1):
-        widths = [max(1, widest // 4**number) for number in range(4)]
-        stored = sum(
-            n * math.ceil(width * bits / 8) + (4 * width * dim if width < dim else 0) + 4
-            for n, width in zip(lengths, widths, strict=True)
-        )
-        if stored <= 4 * size * dim / ratio:
-            return ends, widths
+        for fall in np.arange(1, 4.01, 0.1):
+            widths = [max(1, int(widest / fall**number)) for number in range(4)]
+            stored = sum(
+                n * math.ceil(width * bits / 8) + (4 * width * dim if width < dim else 0) + 4
+                for n, width in zip(lengths, widths, strict=True)
+            )
+            if stored <= 4 * size * dim / ratio:
+                return ends, widths
     raise RatioError(f"ratio {ratio:g} cannot be met by bands of {bits} bits; give a smaller one", nearest=1.0)
 
 
@@ -114,7 +118,7 @@ class Method:
     title: str
     make: Callable[[int, int, float, float, Counts, int], Words]  # V, D, std, ratio, counts, seed
     rate: float = 4e-3
-    std: float = 0.0884
+    std: float = 0.03
 
 
 def _form(form: Form | None) -> Callable[[int, int, float, float, Counts, int], Words]:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from hfh_embed import nn as hnn
 from hfh_embed.container import replacing
-from language_model.model import LanguageModel, Negatives, cross_entropy
+from language_model.model import LanguageModel, Negatives, Whole, cross_entropy
 from language_model.tables import DenseWords, HFHWords, method_of
 from language_model.text import UNKNOWN, Corpus, streams
 
@@ -45,7 +45,7 @@ class Settings:
     std: float = 0.0  # of initial rows; 0: the method's own
     net_rate: float = 2e-3
     always: int = 512
-    drawn: int = 512
+    drawn: int = 512  # 0: the loss is over the whole vocabulary
     valid_tokens: int = 32_000
     curve_tokens: int = 4_096
     curve_points: int = 5
@@ -96,7 +96,11 @@ class Run:
         size = len(corpus.words)
         words = method.make(size, settings.dim, settings.row_std, settings.ratio, corpus.counts, settings.seed)
         self.model = LanguageModel(words, settings.dim, settings.hidden, corpus.counts)
-        self.negatives = Negatives(corpus.counts, settings.always, settings.drawn, settings.seed)
+        self.softmax = (
+            Negatives(corpus.counts, settings.always, settings.drawn, settings.seed)
+            if settings.drawn
+            else Whole(settings.seed)
+        )
         self.optimizers = _optimizers(self.model, settings)
         self.train = streams(corpus.train, settings.streams, settings.steps * settings.length)
         self.progress = Progress()
@@ -155,7 +159,7 @@ class Run:
             for group in optimizer.param_groups:
                 group["lr"] = group["full_rate"] * factor
             optimizer.zero_grad()
-        loss, state = self.negatives.loss(self.model, ids, self.state)
+        loss, state = self.softmax.loss(self.model, ids, self.state)
         loss.backward()
         torch.nn.utils.clip_grad_norm_([*self.model.body.parameters(), *self.model.out.parameters()], 1.0)
         for optimizer in self.optimizers:
@@ -191,7 +195,7 @@ class Run:
             "model": self.model.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "state": self.state,
-            "random": [torch.get_rng_state(), self.negatives.generator.get_state()],
+            "random": [torch.get_rng_state(), self.softmax.generator.get_state()],
             "progress": asdict(self.progress),
         }
         with replacing(self.checkpoint) as file:
@@ -208,7 +212,7 @@ class Run:
             optimizer.load_state_dict(state)
         self.state = everything["state"]
         torch.set_rng_state(everything["random"][0])
-        self.negatives.generator.set_state(everything["random"][1])
+        self.softmax.generator.set_state(everything["random"][1])
         self.progress = Progress(**everything["progress"])
 
 
