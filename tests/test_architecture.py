@@ -26,7 +26,7 @@ PUBLIC = {
         *("key_ids", "open", "verify"),
     },
     "hfh_embed.nn": {
-        *("HFHConv2d", "HFHEmbedding", "HFHEmbeddingBag", "HFHLinear", "Pool", "PoolAdam", "PoolSGD"),
+        *("HFHConv2d", "HFHEmbedding", "HFHEmbeddingBag", "HFHLinear", "Pool", "PoolAdam", "PoolSGD", "VocabularyHead"),
         *("compress", "load", "replicate", "save"),
     },
     "hfh_embed.codec": {"Update", "compress", "update"},
