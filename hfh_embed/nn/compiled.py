@@ -107,7 +107,7 @@ class CompiledPool:
 
     def rows(self, shared: SharedSpec, ids: Tensor, multiplier: float, factor: float) -> Tensor:
         """``multiplier`` times the summed levels of ids (B,), (B, dim). ``factor`` is what a value counts in a row's gradient."""
-        table, facts = self._table(shared, multiplier)
+        table, facts = self.table(shared, multiplier)
         ids = ids.contiguous()
         values = self._store.values
         if (tape := Tape.current()) is not None:
@@ -119,14 +119,7 @@ class CompiledPool:
         rows: Tensor = _Rows.apply(self._gate, self, table, facts, ids, factor)  # type: ignore[no-untyped-call]
         return rows
 
-    def products(self, shared: SharedSpec, first: int, hidden: Tensor, count: int, multiplier: float) -> Tensor:
-        """Products of hidden (B, dim) float32 with the rows of ids ``first`` on, (B, count), without gradients."""
-        out = torch.empty(len(hidden), count)
-        table, _ = self._table(shared, multiplier)
-        table.products(first, hidden.contiguous().numpy(), out.numpy(), torch.get_num_threads())
-        return out
-
-    def _table(self, shared: SharedSpec, multiplier: float) -> tuple[Table, Facts]:
+    def table(self, shared: SharedSpec, multiplier: float) -> tuple[Table, Facts]:
         """The kernels' view of the rows that a shared part has now."""
         from hfh_embed.kernels._native import Table
         from hfh_embed.kernels.native_backend import shared_facts

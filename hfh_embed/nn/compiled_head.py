@@ -1,15 +1,16 @@
 """What ``tiles.py`` does, by the compiled kernels.
 
 The loss is theirs where the processor multiplies tiles (AMX): as exact as float32, and faster; rows of a few-bit pool are whole
-numbers before their scale, which the kernels multiply in a third of the products. The logits of a few tokens are theirs where
-rows are nothing but their shared sum: a row is multiplied as soon as it is made, and never written to memory.
+numbers before their scale, which the kernels multiply in a third of the products. The logits of a few tokens are theirs too: a row is
+multiplied as soon as it is made, and never written to memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from hfh_embed.kernels import native_chosen
+from hfh_embed.layout import TableData
 from hfh_embed.nn.table import Rows
 from hfh_embed.nn.tape import Tape
 from hfh_embed.spec import Reconstruction
@@ -31,6 +33,8 @@ LEAST_TOKENS = 16
 MOST_FEW, FEW_LOGITS = 8, 2**16
 """Tokens that are few, and their logits that are held together."""
 TILE_FLOATS, MOST_ROWS = 2**17, 4096
+_stored: WeakKeyDictionary[Rows, tuple[Any, Any]] = WeakKeyDictionary()
+"""Tables of several parts as the kernels read them, and what they were made of."""
 WHOLE = 256
 """Whole numbers up to this are exact in the kernels' eight bits."""
 
@@ -130,23 +134,50 @@ class _CompiledLosses(torch.autograd.Function):
 @torch.no_grad()
 def few_logits(tiled: Tiled, hidden: Tensor) -> Iterator[tuple[int, Tensor]] | None:
     """First id and logits (B, n) of some ids after the other, for few hidden states (B, D); None where that is not for here."""
-    spec, pool = tiled.table.spec, tiled.table.pool
-    if tiled.dtype != torch.float32 or not 0 < len(hidden) <= MOST_FEW or pool is None or not _is_plain(tiled.table):
+    if tiled.dtype != torch.float32 or hidden.device.type != "cpu" or not 0 < len(hidden) <= MOST_FEW:
         return None
-    if spec.shared is None or (compiled := pool.compiled_path()) is None:
+    if not native_chosen() or torch.compiler.is_compiling() or (products := _products(tiled.table)) is None:
         return None
-    count, multiplier, shared = FEW_LOGITS // len(hidden), float(pool.multiplier(tiled.table.scale)), spec.shared
+    states, count, padding = hidden.detach().contiguous(), FEW_LOGITS // len(hidden), tiled.table.spec.padding_id
 
     def tiles() -> Iterator[tuple[int, Tensor]]:
         for begin in range(0, tiled.size, count):
-            logits = compiled.products(shared, begin, hidden.detach(), min(count, tiled.size - begin), multiplier)
-            if spec.padding_id is not None and begin <= spec.padding_id < begin + logits.shape[1]:
-                logits[:, spec.padding_id - begin] = 0
+            logits = torch.empty(len(states), min(count, tiled.size - begin))
+            products(begin, states.numpy(), logits.numpy(), torch.get_num_threads())
+            if padding is not None and begin <= padding < begin + logits.shape[1]:
+                logits[:, padding - begin] = 0
             if tiled.bias is not None:
                 logits += tiled.bias.detach()[begin : begin + logits.shape[1]]
             yield begin, logits
 
     return tiles()
+
+
+def _products(table: Rows) -> Callable[..., None] | None:
+    """The kernels' products of hidden states with the rows that a table has now; None where the kernels have not all of its parts."""
+    spec, pool = table.spec, table.pool
+    if spec.coded is not None or spec.trellis is not None or (spec.map is not None and spec.map.bands):
+        return None
+    if _is_plain(table) and spec.shared is not None and pool is not None and (compiled := pool.compiled_path()):
+        return compiled.table(spec.shared, float(pool.multiplier(table.scale)))[0].products
+    seen = tuple((id(value), value._version, value.data_ptr()) for value in (*table.parameters(), *table.buffers()))
+    if _stored.get(table, (None,))[0] != seen:
+        from hfh_embed.kernels.native_backend import native_table
+
+        _stored[table] = seen, native_table(_data(table))
+    return _stored[table][1].products
+
+
+def _data(table: Rows) -> TableData:
+    """The arrays of a table, as a snapshot would hold them."""
+    spec, pool = table.spec, table.pool
+    arrays = table.arrays()
+    if pool is not None and spec.shared is not None:
+        arrays |= {f"pool.{name}": array for name, array in pool.arrays().items()}
+    if pool is not None and spec.residual is not None:
+        network = pool.residual(spec.residual.group)
+        arrays |= {f"residual.{name}": value.detach().float().numpy() for name, value in network.named_parameters()}
+    return TableData(spec, pool.spec if pool is not None and spec.shared is not None else None, arrays)
 
 
 def _is_plain(table: Rows) -> bool:

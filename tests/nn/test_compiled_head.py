@@ -94,7 +94,7 @@ def test_what_is_not_trained_gets_no_gradient() -> None:
     assert head.pool.store.values.grad is not None
 
 
-@pytest.mark.parametrize("name", ["line", "four words", "8-bit pool", "float pool"])
+@pytest.mark.parametrize("name", FORMS)
 @pytest.mark.parametrize("tokens", [1, 8])
 def test_logits_of_few_tokens_are_those_of_many(name: str, tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
@@ -103,13 +103,22 @@ def test_logits_of_few_tokens_are_those_of_many(name: str, tokens: int, monkeypa
     assert head.bias is not None
     torch.nn.init.normal_(head.bias)
     hidden = torch.randn(tokens, 40)
-    few = compiled_head.few_logits(head._tiled(hidden), hidden)
-    assert few is not None
-    found = torch.cat([logits for _, logits in few], dim=1)
-    torch.testing.assert_close(found, head(hidden).detach(), rtol=1e-5, atol=1e-5)
+
+    def found() -> Tensor:
+        few = compiled_head.few_logits(head._tiled(hidden), hidden)
+        assert few is not None
+        return torch.cat([logits for _, logits in few], dim=1)
+
+    torch.testing.assert_close(found(), head(hidden).detach(), rtol=1e-4, atol=1e-4)
+    with torch.no_grad():  # what was kept of the rows must not outlive a step
+        for parameter in head.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.1)
+    torch.testing.assert_close(found(), head(hidden).detach(), rtol=1e-4, atol=1e-4)
 
 
-def test_rows_of_several_parts_are_not_for_the_short_way() -> None:
-    head = hnn.VocabularyHead(300, 40, ratio=3, form=FORMS["private and shared"][0])
-    hidden = torch.randn(1, 40)
+def test_codes_go_the_long_way() -> None:
+    words = hnn.HFHEmbedding.from_pretrained(torch.randn(600, 32), ratio=8)
+    head = hnn.VocabularyHead(600, 32, tie=words)
+    hidden = torch.randn(2, 32)
     assert compiled_head.few_logits(head._tiled(hidden), hidden) is None
+    torch.testing.assert_close(head.topk(hidden, 5)[0], head(hidden).topk(5).values, rtol=1e-4, atol=1e-4)
