@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from hfh_embed.errors import SpecError
 from hfh_embed.layout import Array
@@ -90,6 +91,18 @@ def _erfinv(x: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtyp
 def widened(values: Tensor) -> Tensor:
     """float32, or float64 where the module was made so: rounding is never done in fewer bits."""
     return values if values.dtype == torch.float64 else values.float()
+
+
+def _tell_of_fused_steps(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    """Count the change of what a fused optimizer changed: torch does not, and what is kept of the values would look fresh."""
+    for group in optimizer.param_groups:
+        if group.get("fused"):
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    torch.autograd.graph.increment_version(parameter)
+
+
+register_optimizer_step_post_hook(_tell_of_fused_steps)
 
 
 class Scaling(enum.Enum):
