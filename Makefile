@@ -66,7 +66,7 @@ check: $(STAMPS)/test ## lint, format and types
 	$(BIN)/mypy
 
 SANITIZED := build/sanitized
-SANITIZED_TESTS := tests/test_native.py tests/test_native_arguments.py tests/test_kernels.py tests/test_lookup.py
+SANITIZED_TESTS := tests/test_native.py tests/test_native_arguments.py tests/test_threads.py tests/test_kernels.py tests/test_lookup.py
 
 $(STAMPS)/sanitize: $(STAMPS)/test $(SOURCES) $(wildcard hfh_embed/*.py hfh_embed/kernels/*.py)
 	@echo "building the kernels for $(SANITIZED) with sanitizers"
@@ -96,6 +96,9 @@ bench: $(STAMPS)/test ## the benchmarks behind the figures in the docs
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.locality
 	$(BIN)/python -m benchmarks.service
 
+quality: $(STAMPS)/test ## quality at equal bytes, docs/results.md: hours; goes on where it was stopped
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.quality
+
 fuzz: $(STAMPS)/test ## a million mutated requests against the lookup routes
 	$(BIN)/python -m tests.service.fuzz --inputs 1000000
 
@@ -105,4 +108,4 @@ soak: $(STAMPS)/test ## ten minutes at full load: does the memory stay flat?
 clean: ## remove everything that make created
 	rm -rf $(VENV) $(STAMPS) var build dist
 
-.PHONY: help serve test check sanitize bench fuzz soak clean
+.PHONY: help serve test check sanitize bench quality fuzz soak clean

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
 from benchmarks.record import RESULTS
 
+sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
+from language_model import report
+
 ROOT = Path(__file__).parent.parent
-PAGES = (ROOT / "README.md", ROOT / "docs" / "compress.md", ROOT / "docs" / "service.md")
+PAGES = (
+    ROOT / "README.md",
+    *(ROOT / "docs" / f"{name}.md" for name in ("compress", "language-models", "service", "training")),
+)
 END = "<!-- end -->"
 
 
@@ -81,6 +88,22 @@ def service_table() -> str:
     return "\n".join(lines)
 
 
+def vocabulary_head_table() -> str:
+    """The rows of results/vocabulary_head.jsonl as Markdown, milliseconds and megabytes."""
+    rows = [row for row in _rows("vocabulary_head") if "loss_ms" in row]
+    first = rows[0]
+    lines = [
+        f"{first['tokens']:,} hidden states of {first['dim']} entries, {first['vocabulary']:,} ids, {first['threads']} thread:",
+        "",
+        "| | loss, ms | backward, ms | 50 largest logits of one, ms | peak memory, MB |",
+        "|---|---|---|---|---|",
+    ]
+    for row in rows:
+        extra = f"{row['topk_ms']:.1f} | {row['peak_bytes'] / 1e6:,.0f}" if "topk_ms" in row else "— | —"
+        lines.append(f"| {row['head']} | {row['loss_ms']:,.0f} | {row['backward_ms']:,.0f} | {extra} |")
+    return "\n".join(lines)
+
+
 def batching_table() -> str:
     """The rows of results/batching.jsonl as Markdown, CPU µs for a request."""
     rows = _rows("batching")
@@ -102,6 +125,8 @@ TABLES = {
     "lookup table": lookup_table,
     "service table": service_table,
     "batching table": batching_table,
+    "vocabulary head table": vocabulary_head_table,
+    "words table": lambda: report.table(_rows("language_models")),
 }
 
 

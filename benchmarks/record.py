@@ -50,8 +50,8 @@ class Recorder:
     The rows of earlier runs in the same file are replaced, or with ``resume`` kept and found again by :meth:`find`.
     """
 
-    def __init__(self, name: str, resume: bool = False) -> None:
-        self.path = RESULTS / f"{name}.jsonl"
+    def __init__(self, name: str, resume: bool = False, folder: Path = RESULTS) -> None:
+        self.path = folder / f"{name}.jsonl"
         self._about = {
             "command": shlex.join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]]),
             "commit": _commit(),

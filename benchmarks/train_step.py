@@ -78,14 +78,14 @@ def peak_bytes(name: str, n: int) -> int:
 
 def _print_peak(name: str, n: int) -> None:
     gradient = torch.randn(IDS, D)
-    before = _most_resident()
+    before = most_resident()
     layer, optimizer = LAYERS[name](n)
     for _ in range(2):
         step(layer, optimizer, torch.randint(0, n, (IDS,)), gradient)
-    print(_most_resident() - before)
+    print(most_resident() - before)
 
 
-def _most_resident() -> int:
+def most_resident() -> int:
     """Bytes that this process had in memory at most; getrusage would count those of the process that started it too."""
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) * 1024

@@ -71,8 +71,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _say(args, f"{error.filename or 'a file'}: {error.strerror or error}", USAGE)
     except MemoryError:
         return _say(args, "not enough memory for this; give smaller batches or a memory-mapped input (.npy)", USAGE)
-    except KeyboardInterrupt:
-        print("hfh: interrupted; nothing half-written is left", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        kept = str(interrupt) or "nothing half-written is left"
+        print(f"hfh: interrupted; {kept}", file=sys.stderr)
         return INTERRUPTED
 
 

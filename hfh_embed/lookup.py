@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
@@ -12,6 +13,7 @@ from hfh_embed.errors import InputError, UnknownIdError
 from hfh_embed.hashing import key_ids
 from hfh_embed.kernels import prepare
 from hfh_embed.layout import TableData, table_arrays
+from hfh_embed.rotation import raw_dim, unrotated
 from hfh_embed.search import Metric, check, nearest
 from hfh_embed.spec import TableSpec, Unknown
 from hfh_embed.vocabulary import Vocabulary
@@ -29,6 +31,7 @@ class Table:
 
     def __init__(self, data: TableData, vocabulary: Vocabulary | None = None, kernels: str | None = None) -> None:
         self.data = data
+        self._kernels = kernels
         self.spec: TableSpec = data.table
         self.vocabulary = vocabulary
         self._kernel = prepare(data, kernels)
@@ -59,6 +62,21 @@ class Table:
         """Stored bytes that belong to this table alone, without the pool and networks that it shares."""
         return sum(array.nbytes for array in table_arrays(self.spec).values())
 
+    @property
+    def raw_dim(self) -> int | None:
+        """The entries of raw rows (see :meth:`lookup`); None where the table has none."""
+        return raw_dim(self.spec)
+
+    @functools.cached_property
+    def raw(self) -> Table:
+        """The table of raw rows, (N, raw_dim); InputError where there are none."""
+        return Table(unrotated(self.data)[0], self.vocabulary, self._kernels)
+
+    @functools.cached_property
+    def rotation(self) -> npt.NDArray[np.float32]:
+        """(raw_dim, D), orthonormal rows and then zeros: a row is its raw row times this. InputError where there are no raw rows."""
+        return unrotated(self.data)[1]
+
     def __repr__(self) -> str:
         return f"Table({self.name!r}, {self.num_embeddings} x {self.embedding_dim})"
 
@@ -69,6 +87,7 @@ class Table:
         dtype: npt.DTypeLike = np.float32,
         out: Rows | None = None,
         num_threads: int = 1,
+        raw: bool = False,
     ) -> Rows:
         """The rows of ids.
 
@@ -77,14 +96,18 @@ class Table:
             dtype: float32 or float16 (rounded to nearest).
             out: a C-contiguous array of that dtype and the result's shape to write into.
             num_threads: threads of the kernel.
+            raw: rows before their last rotation, of ``raw_dim`` entries: their lengths, distances and dot products with each other
+                are those of the rows, they are smaller and cheaper, and ``rotation`` turns them into rows.
 
         Returns:
-            shape of ids + (D,).
+            shape of ids + (D,), or (raw_dim,).
 
         Raises:
-            InputError: ids are not integers, or ``out`` does not fit.
+            InputError: ids are not integers, ``out`` does not fit, or the table has no raw rows.
             UnknownIdError: a negative id, or one outside the table whose policy is ``error``.
         """
+        if raw:
+            return self.raw.lookup(ids, dtype=dtype, out=out, num_threads=num_threads)
         if out is None and (plain := self._plain_lookup(ids, dtype, num_threads)) is not None:
             return plain
         wanted = _ids(ids)

@@ -19,7 +19,7 @@ from hfh_embed.layout import Array, TableData
 from hfh_embed.packing import levels_from_codes, packed_bytes, unpack
 from hfh_embed.spec import PrivateRole, Reconstruction, Unknown
 
-__all__ = ["bag", "fetch", "latent", "rows"]
+__all__ = ["bag", "codebooks", "fetch", "latent", "linear_map", "rows"]
 
 F64 = npt.NDArray[np.float64]
 Ids = npt.NDArray[np.int64]
@@ -37,7 +37,7 @@ def rows(data: TableData, ids: Ids) -> F64:
         )
     e = latent(data, ids)
     if table.map is not None:
-        e = e @ _map(data)
+        e = e @ linear_map(data)
         if table.map.bias:
             e = e + data.arrays["map.bias"].astype(np.float64)
     if table.residual is not None:
@@ -113,19 +113,27 @@ def _coded(data: TableData, ids: Ids) -> F64:
     assert coded is not None
     z = np.zeros((len(ids), table.latent_dim))
     bits = np.unpackbits(arrays["coded.codes"][ids], axis=1, bitorder="little").astype(np.int64)
-    values = _stored(arrays["coded.codebooks"], coded.codebook_bits, coded.codebook_values)
-    first_bit = first_value = 0
-    for number, chunk in enumerate(coded.chunks):
+    first_bit = 0
+    for chunk, codebook in zip(coded.chunks, codebooks(data), strict=True):
         codes = bits[:, first_bit : first_bit + chunk.bits] @ (1 << np.arange(chunk.bits))
-        codebook = values[first_value : first_value + (chunk.size << chunk.bits)].reshape(-1, chunk.size)
-        if coded.codebook_bits <= 8:
-            codebook = codebook * float(arrays["coded.codebook_scales"][number])
         z[:, chunk.start : chunk.start + chunk.size] += codebook[codes]
         first_bit += chunk.bits
-        first_value += chunk.size << chunk.bits
     if coded.row_scale:
         z *= arrays["coded.row_scale"][ids].astype(np.float64)[:, None]
     return z
+
+
+def codebooks(data: TableData) -> list[F64]:
+    """The codebook of each chunk of a coded table, (2**bits, size)."""
+    arrays, coded = data.arrays, data.table.coded
+    assert coded is not None
+    values = _stored(arrays["coded.codebooks"], coded.codebook_bits, coded.codebook_values)
+    books, first = [], 0
+    for number, chunk in enumerate(coded.chunks):
+        book = values[first : first + (chunk.size << chunk.bits)].reshape(-1, chunk.size)
+        books.append(book * float(arrays["coded.codebook_scales"][number]) if coded.codebook_bits <= 8 else book)
+        first += chunk.size << chunk.bits
+    return books
 
 
 def _trellis(data: TableData, ids: Ids) -> F64:
@@ -151,8 +159,8 @@ def _trellis(data: TableData, ids: Ids) -> F64:
     return z
 
 
-def _map(data: TableData) -> F64:
-    """The linear map, (R, D)."""
+def linear_map(data: TableData) -> F64:
+    """The map of a table that has one, (R, D)."""
     linear, dim = data.table.map, data.table.embedding_dim
     assert linear is not None
     if not linear.bands:

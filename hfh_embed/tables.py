@@ -1,4 +1,4 @@
-"""Dense tables out of the files that people have: .npy, .npz, safetensors, torch checkpoints, word vectors as text, parquet."""
+"""Dense tables out of the files that people have: .npy, .npz, safetensors, torch checkpoints, word vectors as text, Parquet, Arrow."""
 
 from __future__ import annotations
 
@@ -11,21 +11,23 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from hfh_embed.arrow_rows import ENDINGS, ArrowRows, arrow_files
 from hfh_embed.container import read_container
+from hfh_embed.dense import DenseRows
 from hfh_embed.errors import InputError, MissingDependencyError, SnapshotError
 from hfh_embed.text_vectors import read_text
 
-__all__ = ["DenseTable", "pyarrow_for", "read_table", "read_vocabulary"]
+__all__ = ["DenseTable", "read_table", "read_vocabulary"]
 
 Rows = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
 class DenseTable:
-    """A dense table: its name, (N, D) floats (a memory map where the file allows), and the key of each id if known."""
+    """A dense table: its name, (N, D) floats (mapped or read part by part where the file allows), and the key of each id if known."""
 
     name: str
-    rows: Rows
+    rows: DenseRows
     vocabulary: Sequence[str] | None = None
 
 
@@ -33,7 +35,8 @@ def read_table(path: Path, tensor: str | None = None, vocabulary: Path | None = 
     """Read a dense table, its format by the file's ending.
 
     Args:
-        path: .npy, .npz, .safetensors, .pt/.pth/.bin/.ckpt (torch), .parquet, or .txt/.vec (word2vec and GloVe text).
+        path: .npy, .npz, .safetensors, .pt/.pth/.bin/.ckpt (torch), .parquet, .arrow/.feather or a folder of such shards, or
+            .txt/.vec (word2vec and GloVe text).
         tensor: which tensor or column of a file with several.
         vocabulary: a text file with one key a line. Word vectors bring their own.
 
@@ -41,8 +44,6 @@ def read_table(path: Path, tensor: str | None = None, vocabulary: Path | None = 
         InputError: the file does not hold such a table; the message says what it holds.
         OSError: it cannot be read.
     """
-    if path.is_dir():
-        raise InputError(f"{path} is a folder; give a file")
     readers: dict[str, Callable[[Path, str | None], DenseTable]] = {
         ".npy": _npy,
         ".npz": _npz,
@@ -51,22 +52,23 @@ def read_table(path: Path, tensor: str | None = None, vocabulary: Path | None = 
         ".pth": _torch,
         ".bin": _torch,
         ".ckpt": _torch,
-        ".parquet": _parquet,
+        **dict.fromkeys(ENDINGS, _arrow),
         ".txt": _text,
         ".vec": _text,
     }
-    reader = readers.get(path.suffix.lower())
+    reader = readers.get(path.suffix.lower()) if not path.is_dir() else _arrow
     if reader is None:
         raise InputError(f"{path} ends in {path.suffix or 'nothing'!r}; readable are {', '.join(readers)}")
-    with open(path, "rb"):  # missing and unreadable files fail here, with the system's own words
-        pass
+    for file in arrow_files(path):
+        with open(file, "rb"):  # missing and unreadable files fail here, with the system's own words
+            pass
     table = reader(path, tensor)
     rows = _floats(table.rows, path, table.name)
     keys = table.vocabulary
     if vocabulary is not None:
         keys = read_vocabulary(vocabulary)
-    if keys is not None and len(keys) != len(rows):
-        raise InputError(f"the vocabulary has {len(keys):,} keys for {len(rows):,} rows; give one key a row")
+    if keys is not None and len(keys) != rows.shape[0]:
+        raise InputError(f"the vocabulary has {len(keys):,} keys for {rows.shape[0]:,} rows; give one key a row")
     return DenseTable(_name(table.name), rows, keys)
 
 
@@ -84,8 +86,8 @@ def _name(name: str) -> str:
     return plain.lstrip(".-")[:128] or "table"
 
 
-def _floats(rows: Rows, path: Path, name: str) -> Rows:
-    if rows.ndim != 2 or 0 in rows.shape:
+def _floats(rows: DenseRows, path: Path, name: str) -> DenseRows:
+    if len(rows.shape) != 2 or 0 in rows.shape:
         raise InputError(
             f"{path}: {name!r} has shape {rows.shape}; give a table of shape (ids, entries), both at least 1"
         )
@@ -175,44 +177,9 @@ def _collect(item: Any, name: str, found: dict[str, Any], kind: type) -> None:
             _collect(value, f"{name}.{key}" if name else str(key), found, kind)
 
 
-def pyarrow_for(path: Path) -> tuple[Any, Any]:
-    """pyarrow and pyarrow.parquet, or a sentence about how to read this file."""
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError:
-        raise MissingDependencyError(
-            f"reading {path} needs pyarrow; install it with: pip install 'hfh-embed[parquet]'"
-        ) from None
-    return pa, pq
-
-
-def _parquet(path: Path, tensor: str | None) -> DenseTable:
-    pa, pq = pyarrow_for(path)
-    try:
-        file = pq.ParquetFile(path)
-    except pa.ArrowInvalid as error:
-        raise InputError(f"{path} is not a readable parquet file ({error})") from None
-    lists = [
-        field.name
-        for field in file.schema_arrow
-        if pa.types.is_list(field.type) or pa.types.is_fixed_size_list(field.type)
-    ]
-    if tensor is None and len(lists) != 1:
-        raise InputError(f"{path} has {len(lists)} list columns ({', '.join(lists[:20])}); name one with --tensor")
-    name = tensor or lists[0]
-    if name not in lists:
-        raise InputError(f"{path} has no list column {name!r}; there are {', '.join(lists[:20]) or 'none'}")
-    column = file.read([name])[name].combine_chunks()
-    lengths = (
-        {len(row) if row is not None else 0 for row in column}
-        if pa.types.is_list(column.type)
-        else {column.type.list_size}
-    )
-    if len(lengths) != 1 or column.null_count:
-        raise InputError(f"{path}: rows of column {name!r} differ in length or are missing; give one length")
-    values = column.flatten().to_numpy(zero_copy_only=False)
-    return DenseTable(name, values.reshape(-1, lengths.pop()))
+def _arrow(path: Path, tensor: str | None) -> DenseTable:
+    rows = ArrowRows(arrow_files(path), tensor)
+    return DenseTable(rows.column, rows)
 
 
 def _text(path: Path, tensor: str | None) -> DenseTable:

@@ -1,8 +1,13 @@
-"""Word vectors as text, the word2vec and GloVe way: a key and its numbers a line, in word2vec after a line with the sizes."""
+"""Word vectors as text, the word2vec and GloVe way: a key and its numbers a line, in word2vec after a line with the sizes.
+
+The numbers go to a nameless file in the system's temporary folder (TMPDIR), so that a text larger than memory can be read.
+"""
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -11,11 +16,19 @@ from hfh_embed.errors import InputError
 
 __all__ = ["read_text"]
 
+BLOCK_LINES = 4_096
+
 
 def read_text(path: Path) -> tuple[npt.NDArray[np.float32], list[str]]:
-    """The rows (N, D) and their keys. A line is read at a time; InputError names the line that does not fit."""
+    """The rows (N, D), mapped from a temporary file, and their keys; InputError names the line that does not fit."""
+    with tempfile.TemporaryFile() as spool:
+        keys, dim = _spool(path, spool)
+        return np.memmap(spool, dtype=np.float32, mode="r", shape=(len(keys), dim)), keys
+
+
+def _spool(path: Path, spool: BinaryIO) -> tuple[list[str], int]:
+    """Write the numbers of all lines; the keys and how many numbers each has."""
     keys: list[str] = []
-    blocks: list[npt.NDArray[np.float32]] = []
     block: list[npt.NDArray[np.float32]] = []
     dim = 0
     seen: set[str] = set()
@@ -41,16 +54,17 @@ def read_text(path: Path) -> tuple[npt.NDArray[np.float32], list[str]]:
                     raise InputError(f"{path} line {number}: key {key[:40]!r} appears a second time; keys must differ")
                 seen.add(key)
                 keys.append(key)
-                if len(block) == 4096:
-                    blocks.append(np.stack(block))
+                if len(block) == BLOCK_LINES:
+                    spool.write(np.stack(block).data)
                     block = []
         except UnicodeDecodeError as error:
             raise InputError(f"{path} is not UTF-8 text ({error.reason}); is it a binary word2vec file?") from None
-    if block:
-        blocks.append(np.stack(block))
-    if not blocks:
+    if not keys:
         raise InputError(f"{path} holds no word vectors; each line needs a key and its numbers, separated by spaces")
-    return np.concatenate(blocks), keys
+    if block:
+        spool.write(np.stack(block).data)
+    spool.flush()
+    return keys, dim
 
 
 def _dim(fields: list[str]) -> int:

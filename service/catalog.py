@@ -14,7 +14,7 @@ import hfh_embed
 from service.cache import RowCache
 from service.fresh_rows import FreshRows
 
-__all__ = ["Catalog", "Served"]
+__all__ = ["Catalog", "RawServed", "Served"]
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,10 @@ class Served:
         else:
             self.table.lookup(ids, out=out)
 
+    def raw(self) -> Served:
+        """The same with raw rows; InputError where the table has none."""
+        return RawServed(self.table.raw, self.snapshot, self.fresh, whole=self)
+
     def describe(self) -> dict[str, object]:
         """What ``/v1/tables`` says about it."""
         spec = self.table.spec
@@ -58,6 +62,7 @@ class Served:
             "name": spec.name,
             "num_embeddings": spec.num_embeddings,
             "embedding_dim": spec.embedding_dim,
+            "raw_dim": self.table.raw_dim,
             "unknown": spec.unknown.value,
             "keys": "vocabulary" if self.table.vocabulary is not None else "hash",
             "version": self.version,
@@ -66,6 +71,23 @@ class Served:
             "snapshot_ratio": round(self.snapshot.ratio, 4),
             "overlay_rows": self.fresh.count,
         }
+
+
+@dataclass(frozen=True)
+class RawServed(Served):
+    """A served table of raw rows; those written since the snapshot are turned into raw ones."""
+
+    whole: Served = field(kw_only=True)
+
+    def lookup(
+        self, ids: npt.NDArray[np.int64], dtype: npt.DTypeLike, cache: RowCache | None = None
+    ) -> npt.NDArray[Any]:
+        """As :meth:`Served.lookup`, (n, raw_dim)."""
+        if self.fresh.count:
+            rows = self.whole.lookup(ids, np.float32) @ self.whole.table.rotation.T
+            with np.errstate(over="ignore"):
+                return rows.astype(dtype, copy=False)
+        return (self.table if cache is None else cache).lookup(ids, dtype=dtype)
 
 
 class Catalog(Mapping[str, Served]):

@@ -97,14 +97,17 @@ def _dtype(dtype: npt.DTypeLike) -> str:
     return name
 
 
-def _lookup(table: str, ids: npt.ArrayLike | None, keys: Sequence[str] | None, dtype: npt.DTypeLike) -> _Call:
+def _lookup(
+    table: str, ids: npt.ArrayLike | None, keys: Sequence[str] | None, dtype: npt.DTypeLike, raw: bool
+) -> _Call:
     path = _path(table, "lookup")
     if (ids is None) == (keys is None):
         raise ValueError("give either ids or keys")
     if keys is not None:
-        return _Call(path, json.dumps({"keys": list(keys)}).encode(), JSON, _dtype(dtype))
+        document = {"keys": list(keys)} | ({"raw": True} if raw else {})
+        return _Call(path, json.dumps(document).encode(), JSON, _dtype(dtype))
     assert ids is not None
-    return _Call(path, _ids(ids).tobytes(), BINARY, _dtype(dtype))
+    return _Call(f"{path}?raw=true" if raw else path, _ids(ids).tobytes(), BINARY, _dtype(dtype))
 
 
 def _bag(
@@ -181,9 +184,13 @@ class Client:
         *,
         keys: Sequence[str] | None = None,
         dtype: npt.DTypeLike = np.float32,
+        raw: bool = False,
     ) -> Rows:
-        """The rows of ids (n,), or of string keys: (n, D) float32 or float16. ServiceError tells what was refused."""
-        rows: Rows = self._send(_lookup(table, ids, keys, dtype))
+        """The rows of ids (n,), or of string keys: (n, D) float32 or float16. ServiceError tells what was refused.
+
+        ``raw`` rows are those before their last rotation, see :meth:`hfh_embed.Table.lookup`.
+        """
+        rows: Rows = self._send(_lookup(table, ids, keys, dtype, raw))
         return rows
 
     def bag(
@@ -255,9 +262,10 @@ class AsyncClient:
         *,
         keys: Sequence[str] | None = None,
         dtype: npt.DTypeLike = np.float32,
+        raw: bool = False,
     ) -> Rows:
         """See :meth:`Client.lookup`."""
-        rows: Rows = await self._send(_lookup(table, ids, keys, dtype))
+        rows: Rows = await self._send(_lookup(table, ids, keys, dtype, raw))
         return rows
 
     async def bag(

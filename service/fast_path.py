@@ -106,6 +106,8 @@ class FastPath:
             if route == "lookup":
                 if len(values) > most:
                     raise wire.too_many(len(values), most)
+                if b"raw" in query:
+                    served = _raw(served, _flag(parameters(query).get("raw", "false")))
                 return Question(name, served, values, output, None)
             document = _binary_bag(values, query)
         return self._question(name, served, document, output, most, bag=route == "bag")
@@ -146,7 +148,8 @@ class FastPath:
         self, name: str, served: Served, document: dict[str, Any], output: Output, most: int, bag: bool
     ) -> Question:
         """What one object asks for."""
-        known = {"ids", "keys"} | ({"offsets", "mode", "per_sample_weights", "include_last_offset"} if bag else set())
+        known = {"ids", "keys"}
+        known |= {"offsets", "mode", "per_sample_weights", "include_last_offset"} if bag else {"raw"}
         if unknown := document.keys() - known:
             raise wire.invalid(f"field {sorted(unknown)[0][:40]!r} is not known; known are {', '.join(sorted(known))}")
         if ("ids" in document) == ("keys" in document):
@@ -159,6 +162,8 @@ class FastPath:
                 ids = wire.integers(ids, "ids", most)
             elif len(ids) > most:
                 raise wire.too_many(len(ids), most)
+        if "raw" in document:
+            served = _raw(served, document["raw"])
         return Question(name, served, ids, output, _bag_arguments(document) if bag else None)
 
     async def _compute(self, asked: Question) -> Rows:
@@ -170,6 +175,20 @@ class FastPath:
             return await reconstructor.bag(asked.served, asked.ids, dtype, **asked.bag)
         except InputError as error:
             raise wire.invalid(str(error)) from None
+
+
+def _raw(served: Served, wanted: Any) -> Served:
+    """What answers a request that says whether it wants raw rows; 422 where the table has none."""
+    if not isinstance(wanted, bool):
+        raise wire.invalid("raw must be true or false")
+    try:
+        return served.raw() if wanted else served
+    except InputError as error:
+        raise wire.invalid(str(error)) from None
+
+
+def _flag(text: str) -> bool | None:
+    return {"true": True, "1": True, "false": False, "0": False}.get(text)
 
 
 def key_ids(served: Served, keys: Any, most: int) -> npt.NDArray[np.int64]:

@@ -46,6 +46,13 @@ MODE = {
     "description": "binary requests only",
 }
 
+RAW = {
+    "name": "raw",
+    "in": "query",
+    "schema": {"type": "boolean", "default": False},
+    "description": "binary requests only: rows before their last rotation",
+}
+
 
 def document(app: FastAPI, *more: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     """The whole document, made once; ``more`` add to it what else is answered before the framework."""
@@ -55,7 +62,12 @@ def document(app: FastAPI, *more: Callable[[dict[str, Any]], None]) -> dict[str,
         _, definitions = models_json_schema([(model, "validation") for model in models], ref_template=REFERENCE)
         schema["components"]["schemas"] |= definitions["$defs"]
         schema["paths"]["/v1/tables/{table}/lookup"] = _route(
-            "Rows of ids or keys", LookupRequest, Rows, [TABLE, VERSION], {"ids": [1, 2, 3]}, "little-endian int64 ids"
+            "Rows of ids or keys",
+            LookupRequest,
+            Rows,
+            [TABLE, RAW, VERSION],
+            {"ids": [1, 2, 3]},
+            "little-endian int64 ids",
         )
         schema["paths"]["/v1/tables/{table}/bag"] = _route(
             "One row for each bag of ids",

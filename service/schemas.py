@@ -63,6 +63,7 @@ class Table(BaseModel):
     name: str
     num_embeddings: int = Field(description="ids 0 to this, exclusive")
     embedding_dim: int
+    raw_dim: int | None = Field(description="entries of raw rows; null where the table has none")
     unknown: Literal["reconstruct", "zero", "error"] = Field(description="what ids outside the table get")
     keys: Literal["vocabulary", "hash"] = Field(description="how string keys become ids")
     version: str = Field(description="of the snapshot that the table belongs to")
@@ -79,14 +80,18 @@ class Tables(BaseModel):
     overlay: Overlay
 
 
-class LookupRequest(_Strict):
-    """Rows of ids or of string keys; give one of the two."""
-
+class _Ids(_Strict):
     ids: list[int] | None = None
     keys: list[str] | None = None
 
 
-class BagRequest(LookupRequest):
+class LookupRequest(_Ids):
+    """Rows of ids or of string keys; give one of the two."""
+
+    raw: bool = Field(False, description="rows before their last rotation, of raw_dim entries; see /v1/tables")
+
+
+class BagRequest(_Ids):
     """One row for each bag: bag k has the ids from offsets[k] up to offsets[k + 1]."""
 
     offsets: list[int]

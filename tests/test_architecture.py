@@ -26,10 +26,10 @@ PUBLIC = {
         *("key_ids", "open", "verify"),
     },
     "hfh_embed.nn": {
-        *("HFHConv2d", "HFHEmbedding", "HFHEmbeddingBag", "HFHLinear", "Pool", "PoolAdam", "PoolSGD"),
-        *("compress", "load", "save"),
+        *("HFHConv2d", "HFHEmbedding", "HFHEmbeddingBag", "HFHLinear", "Pool", "PoolAdam", "PoolSGD", "VocabularyHead"),
+        *("compress", "load", "replicate", "save"),
     },
-    "hfh_embed.codec": {"compress"},
+    "hfh_embed.codec": {"Update", "compress", "update"},
     "hfh_embed.kernels": {"Kernel", "backends", "json_rows", "native_chosen", "prepare"},
     "service.client": {"AsyncClient", "Client", "ServiceError"},
 }

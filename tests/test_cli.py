@@ -60,6 +60,31 @@ def test_compress_says_what_it_made(dense, tmp_path, capsys) -> None:
     assert "relative error" in text
 
 
+def test_update_replaces_rows_and_says_how_well_they_fit(snapshot, dense, tmp_path, capsys) -> None:
+    out, rows = str(tmp_path / "u.hfh"), str(tmp_path / "new.txt")
+    lines = Path(dense).read_text().splitlines()
+    Path(rows).write_text("\n".join([lines[5], lines[3].replace("word3 ", "fresh ")]) + "\n")
+    document = _json(capsys, "update", snapshot, "--rows", rows, "-o", out)
+    assert (document["changed"], document["added"], document["suits"]) == (1, 1, True)
+    with hfh_embed.open(out) as made:
+        assert made["words"].ids_of(["word5", "fresh"]).tolist() == [5, 2_000]
+        assert made.version == document["version"]
+    assert main(["update", snapshot, "--rows", dense, "-o", out]) == 0
+    assert "The fit suits these rows." in capsys.readouterr().out
+
+
+def test_update_refuses_and_writes_nothing_where_rows_do_not_fit(snapshot, tmp_path, capsys) -> None:
+    out, rows, ids = tmp_path / "u.hfh", str(tmp_path / "r.npy"), str(tmp_path / "i.npy")
+    np.save(rows, np.random.default_rng(1).normal(size=(300, 24)).astype(np.float32))
+    np.save(ids, np.arange(300))
+    arguments = ("update", snapshot, "--rows", rows, "-o", str(out))
+    assert "nothing was written" in _refused(capsys, *arguments, "--ids", ids, "--max-error", "0.001", code=1)
+    assert "give the key of each added id" in _refused(capsys, *arguments, "--append")
+    assert "the whole table" in _refused(capsys, *arguments)
+    assert "not a readable .npy" in _refused(capsys, *arguments, "--ids", snapshot)
+    assert not out.exists()
+
+
 def test_plan_inspect_the_file_and_python_agree_to_the_byte(snapshot, capsys) -> None:
     inspected = _json(capsys, "inspect", snapshot)
     opened = hfh_embed.open(snapshot)
@@ -133,6 +158,14 @@ def test_eval(snapshot, dense, tmp_path, capsys) -> None:
     document = _json(capsys, *arguments, "--frequencies", str(frequencies), "--plot", str(plot))
     assert document["mean_cosine"] > 0.8
     assert document["weighted_error"] > 0
+    other = str(tmp_path / "other.hfh")
+    assert main(["compress", dense, "-o", other, "--ratio", "16", "--json"]) == 0
+    capsys.readouterr()
+    both = _json(capsys, *arguments, "--also", other, "--plot", str(plot), "--sample", "500")
+    assert both["also"][0]["file"] == other and both["also"][0]["relative_error"] > both["relative_error"]
+    assert both["compared"] == 500 and both["cosine_margin"] > 0
+    assert main([*arguments, "--also", other]) == 0
+    assert "recall@100" in capsys.readouterr().out.splitlines()[-3]
     assert sum(document["parts"].values()) == document["nbytes"]
     assert plot.exists()
     assert main(arguments) == 0

@@ -4,7 +4,7 @@ import pytest
 from hfh_embed.errors import InputError
 from hfh_embed.fidelity import compare
 from hfh_embed.layout import SnapshotSpec
-from hfh_embed.plots import plot_errors
+from hfh_embed.plots import Measured, Spectrum, plot_fidelity
 from hfh_embed.snapshot import Snapshot
 from hfh_embed.spec import PrivateSpec, TableSpec
 
@@ -83,9 +83,42 @@ def test_one_row_has_no_neighbours() -> None:
     assert compare(_table(DENSE[:1]), DENSE[:1]).recall_at_10 == 1
 
 
+def test_a_sample_gives_margins_that_hold_the_whole(monkeypatch) -> None:
+    generator = np.random.default_rng(5)
+    dense = generator.normal(size=(4_000, 6)).astype(np.float32)
+    table = _table(dense + 0.3 * generator.normal(size=dense.shape).astype(np.float32))
+    whole = compare(table, dense, frequencies=np.arange(4_000))
+    part = compare(table, dense, frequencies=np.arange(4_000), sample=1_000, queries=50)
+    assert (whole.compared, whole.cosine_margin, whole.error_margin) == (4_000, 0, 0)
+    assert (part.rows, part.compared, part.queries) == (4_000, 1_000, 50)
+    assert part.cosine_margin > 0 and abs(part.mean_cosine - whole.mean_cosine) < 2 * part.cosine_margin
+    assert part.error_margin > 0 and abs(part.relative_error - whole.relative_error) < 2 * part.error_margin
+    assert part.weighted_error == pytest.approx(whole.weighted_error, rel=0.2)
+    assert "a sample of 1,000" in part.to_text() and "±" not in whole.to_text().splitlines()[1]
+    assert part.worst_cosine >= whole.worst_cosine
+
+
+def _measured(rows: np.ndarray, dense: np.ndarray) -> Measured:
+    table = _table(rows)
+    return Measured("name", table, table.nbytes, compare(table, dense, queries=20))
+
+
 @pytest.mark.parametrize("frequencies", [None, np.arange(N)])
 def test_a_plot_is_drawn(tmp_path, frequencies) -> None:
-    plot_errors(_table(DENSE + 0.1), DENSE, tmp_path / "e.png", frequencies)
+    several = [_measured(DENSE + 0.1, DENSE), _measured(DENSE, DENSE)]
+    plot_fidelity(tmp_path / "e.png", DENSE, several, Spectrum.of(DENSE), frequencies)
     assert (tmp_path / "e.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(InputError, match="must end in"):
-        plot_errors(_table(DENSE), DENSE, tmp_path / "e.txt")
+        plot_fidelity(tmp_path / "e.txt", DENSE, several, Spectrum.of(DENSE))
+
+
+@pytest.mark.parametrize("dense", [DENSE[:1], DENSE[:, :1], np.zeros((30, 4), dtype=np.float32)])
+def test_the_smallest_tables_can_be_drawn(tmp_path, dense) -> None:
+    plot_fidelity(tmp_path / "e.svg", dense, [_measured(dense, dense)], Spectrum.of(dense))
+    assert (tmp_path / "e.svg").stat().st_size > 0
+
+
+def test_the_bound_is_that_of_its_definition() -> None:
+    spectrum = Spectrum.of(DENSE)
+    assert spectrum.bound(1e-6) == pytest.approx(((DENSE - DENSE.mean(0)) ** 2).sum() / (DENSE**2).sum(), rel=1e-5)
+    assert spectrum.bound(24) < spectrum.bound(12)

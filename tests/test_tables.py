@@ -143,5 +143,5 @@ def test_objects_are_never_unpickled(tmp_path) -> None:
 def test_missing_files_and_folders(tmp_path) -> None:
     with pytest.raises(FileNotFoundError):
         read_table(tmp_path / "no.npy")
-    with pytest.raises(InputError, match="is a folder"):
+    with pytest.raises(InputError, match="has no shards"):
         read_table(tmp_path)

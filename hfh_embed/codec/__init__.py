@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from hfh_embed.codec.compress import compress
+from hfh_embed.codec.update import Update, update
 
-__all__ = ["compress"]
+__all__ = ["Update", "compress", "update"]

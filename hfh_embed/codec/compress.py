@@ -10,32 +10,32 @@ import numpy as np
 import numpy.typing as npt
 
 from hfh_embed import fidelity
-from hfh_embed.codec.choice import EXACT_BITS, TRIAL_ROWS, Choice, Metric, choose, smallest
+from hfh_embed.codec.choice import TRIAL_ROWS, Choice, Metric, choose, smallest
 from hfh_embed.codec.coded import Sample
+from hfh_embed.codec.encoding import Encoder, Errors, InMemory, Store, encode_table, own_arrays
 from hfh_embed.codec.forms import Fit
-from hfh_embed.codec.transform import half_steps
+from hfh_embed.codec.partial import Partial
+from hfh_embed.codec.survey import Runner, chunks_of, in_turn, survey
+from hfh_embed.dense import DenseRows, Float32Rows
 from hfh_embed.errors import InputError, RatioError
 from hfh_embed.layout import Array, SnapshotSpec
-from hfh_embed.packing import levels_from_codes, pack, round_to_codes
 from hfh_embed.snapshot import Snapshot
 from hfh_embed.spec import PrivateSpec, TableSpec, Unknown
 from hfh_embed.vocabulary import Vocabulary
 
-__all__ = ["compress"]
+__all__ = ["compress", "cores"]
 
 Progress = Callable[[int, int, str], None]
-Rows = npt.NDArray[Any]
-F32 = npt.NDArray[np.float32]
+Ids = npt.NDArray[np.int64]
 F64 = npt.NDArray[np.float64]
 
 SAMPLE_ROWS = 65_536
-BLOCK_ROWS = 16_384
 TURNS = 6
 LARGEST_RATIO = 400.0
 
 
 def compress(
-    rows: Rows,
+    rows: DenseRows,
     *,
     ratio: float | None = None,
     min_cosine: float | None = None,
@@ -49,11 +49,13 @@ def compress(
     unknown: Unknown | str = Unknown.ERROR,
     seed: int = 0,
     progress: Progress | None = None,
+    partial: Partial | None = None,
+    run: Runner[Any] = in_turn,
 ) -> Snapshot:
     """Compress a trained table into a snapshot in memory; ``.save(path)`` writes it.
 
     Args:
-        rows: (N, D) floats, finite; may be a memory map larger than memory.
+        rows: (N, D) floats, finite; may be a memory map larger than memory, or rows that are read part by part.
         ratio: N * D * 4 / stored bytes, >= 1; never exceeded by a byte.
         min_cosine, min_recall: instead of ``ratio``, the smallest table found whose mean cosine or recall@10 of neighbours, as
             ``hfh eval`` measures them, is at least this.
@@ -66,18 +68,22 @@ def compress(
         unknown: what ids outside the table get, "zero" or "error".
         seed: of the sample and the k-means.
         progress: told (done, total, what).
+        partial: a folder where encoded chunks are kept as they finish, so that a run that was killed can go on. The snapshot's arrays
+            then lie there: save it before the folder is removed.
+        run: who works on the chunks; in this process, one after the other, on all cores.
 
     Raises:
         RatioError: too few bytes; its ``nearest`` ratio can be met.
         InputError: rows that are not a finite (N, D) array, or frequencies that do not fit.
     """
     tell = progress or (lambda done, total, what: None)
-    rows = _checked(rows, nan, tell)
     if (ratio is not None) + (min_cosine is not None) + (min_recall is not None) != 1:
         raise InputError("give one of ratio, min_cosine and min_recall")
     if metric not in get_args(Metric) or nan not in ("refuse", "zero"):
         raise InputError(f"metric is {metric!r} and nan {nan!r}; allowed are cosine, dot and l2; refuse and zero")
-    work = _Work(rows, _blank(name, rows, padding_id, unknown), frequencies, vocabulary, metric, nan, seed, tell)
+    dense = _checked(rows, nan)
+    table = _blank(name, dense.shape, padding_id, unknown)
+    work = _Work(dense, table, frequencies, vocabulary, metric, seed, partial, run, tell)
     if ratio is not None:
         return work.at(ratio)
     for what, floor in (("min_cosine", min_cosine), ("min_recall", min_recall)):
@@ -91,19 +97,20 @@ class _Work:
 
     def __init__(
         self,
-        rows: Rows,
+        rows: Float32Rows,
         table: TableSpec,
         frequencies: npt.NDArray[np.number] | None,
         vocabulary: Vocabulary | Sequence[str] | None,
         metric: Metric,
-        nan: str,
         seed: int,
+        partial: Partial | None,
+        run: Runner[Any],
         tell: Progress,
     ) -> None:
         self.rows, self.table, self.frequencies, self.vocabulary = rows, table, frequencies, vocabulary
-        self.metric, self.nan, self.seed, self.tell = metric, nan, seed, tell
-        self.weights = _weights(frequencies, len(rows))
-        self.ids, self.sample = _sampled(rows, self.weights, seed)
+        self.metric, self.seed, self.partial, self.run, self.tell = metric, seed, partial, run, tell
+        self.weights = _weights(frequencies, rows.shape[0])
+        self.ids, self.sample = _sampled(rows, self.weights, seed, run, tell)
         self.ranks = np.empty(0, dtype=np.int64)
         if frequencies is not None:
             order = np.argsort(-np.asarray(frequencies, dtype=np.float64), kind="stable")
@@ -116,7 +123,7 @@ class _Work:
             self.sample,
             self.ranks,
             metric=self.metric,
-            threads=_cores(),
+            threads=cores(),
             seed=self.seed,
             tell=self.tell,
             quick_only=quick_only,
@@ -137,18 +144,32 @@ class _Work:
                 f"the nearest ratio that can be met is {nearest:g}",
                 nearest=nearest,
             )
-        arrays, error = _encode(choice.fit, self.rows, self.weights, self.frequencies, self.tell)
+        arrays, errors = self._encoded(choice.fit)
         return Snapshot(
             SnapshotSpec((choice.fit.table,)),
             {f"table/{name}/{key}": array for key, array in arrays.items()},
             vocabularies={name: self.vocabulary} if self.vocabulary is not None else None,
             metadata={
                 "method": _describe(choice.fit.table),
-                "relative error": f"{error:.4f}",
+                "relative error": f"{errors.relative:.4f}",
+                **({"unweighted error": f"{errors.plain:.4f}"} if self.weights is not None else {}),
                 "expected": f"mean cosine {choice.mean_cosine:.4f}; recall@10 {choice.recall_at_10:.3f} among "
                 f"{min(TRIAL_ROWS, len(self.sample.rows)):,} rows of the sample",
             },
         )
+
+    def _encoded(self, fit: Fit) -> tuple[dict[str, Array], Errors]:
+        exact = np.empty(0, dtype=np.int64)
+        if fit.table.exact is not None and self.frequencies is not None:
+            exact = _most_frequent(self.frequencies, fit.table.exact.count)
+        shared, own = fit.shared_arrays(), own_arrays(fit)
+        chunks = len(chunks_of(self.table.num_embeddings))
+        store: Store = InMemory(own)
+        if self.partial is not None and chunks > 1:
+            depends = shared if self.weights is None else shared | {"weights": self.weights}
+            store = self.partial.store(own, depends, chunks)
+        errors = encode_table(Encoder(fit, self.rows, self.weights, exact), store, self.run, self.tell)
+        return store.arrays | shared, errors
 
     def above(self, min_cosine: float | None, min_recall: float | None) -> Snapshot:
         """The smallest table found that keeps the mean cosine, or the recall, that is asked for."""
@@ -157,7 +178,13 @@ class _Work:
         aim = floor
         for _ in range(TURNS):
             snapshot = self.at(self._largest_ratio(aim, min_cosine is not None))
-            found = fidelity.compare(snapshot[self.table.name], self.rows, seed=self.seed, progress=self.tell)
+            found = fidelity.compare(
+                snapshot[self.table.name],
+                self.rows,
+                sample=fidelity.LARGE_ROWS,
+                seed=self.seed,
+                progress=self.tell,
+            )
             got = found.mean_cosine if min_cosine is not None else found.recall_at_10
             if got >= floor:
                 return snapshot
@@ -177,45 +204,26 @@ class _Work:
         return float(np.exp(low))
 
 
-def _blank(name: str, rows: Rows, padding_id: int | None, unknown: Unknown | str) -> TableSpec:
+def _blank(name: str, shape: tuple[int, ...], padding_id: int | None, unknown: Unknown | str) -> TableSpec:
     """A table of the right sizes; its part is replaced by the fit's."""
-    n, dim = rows.shape
+    n, dim = shape
     part = PrivateSpec(dim, 32)
     return TableSpec(name, n, dim, private=part, padding_id=padding_id, unknown=Unknown(unknown))
 
 
-def _checked(rows: Rows, nan: str, tell: Progress) -> Rows:
-    if not isinstance(rows, np.ndarray) or rows.dtype.kind != "f":
-        given = f"{rows.dtype} array" if isinstance(rows, np.ndarray) else type(rows).__name__
+def _checked(rows: DenseRows, nan: str) -> Float32Rows:
+    if not hasattr(rows, "dtype") or not hasattr(rows, "shape") or rows.dtype.kind != "f":
+        given = f"{rows.dtype} array" if hasattr(rows, "dtype") else type(rows).__name__
         raise InputError(f"rows are a {given}; give a float array of shape (ids, entries)")
-    if rows.ndim != 2 or 0 in rows.shape:
+    if len(rows.shape) != 2 or 0 in rows.shape:
         raise InputError(f"rows have shape {rows.shape}; give (ids, entries), both at least 1")
-    untouched = rows
-    for start in range(0, len(rows), BLOCK_ROWS):
-        block = _block(rows, slice(start, start + BLOCK_ROWS))
-        wrong = ~np.isfinite(block).all(axis=1)
-        if nan == "zero" and wrong.any():
-            if rows is untouched:
-                rows = np.array(rows, dtype=np.float32)
-            rows[start : start + BLOCK_ROWS][wrong] = 0
-        elif wrong.any():
-            listed = ", ".join(str(start + number) for number in np.flatnonzero(wrong)[:5])
-            raise InputError(
-                f"rows {listed}{' and more' if wrong.sum() > 5 else ''} hold NaN or infinite values; remove or mend them, or make them zero (nan='zero', --nan zero)"
-            )
-        tell(min(start + BLOCK_ROWS, len(rows)), len(rows), "check")
-    return rows
+    return Float32Rows(rows, nan)
 
 
-def _block(rows: Rows, which: slice | npt.NDArray[np.int64]) -> F32:
-    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite and is refused as such
-        return np.asarray(rows[which], dtype=np.float32)
-
-
-def _weights(frequencies: npt.NDArray[np.number] | None, count: int) -> F64:
+def _weights(frequencies: npt.NDArray[np.number] | None, count: int) -> F64 | None:
     """Weights of mean 1. Ids that were never seen keep a little, so that their rows are not forgotten."""
     if frequencies is None:
-        return np.ones(count)
+        return None
     given = np.asarray(frequencies, dtype=np.float64)
     if given.shape != (count,) or not np.isfinite(given).all() or given.min() < 0 or not given.any():
         raise InputError(
@@ -225,62 +233,25 @@ def _weights(frequencies: npt.NDArray[np.number] | None, count: int) -> F64:
     return floored / floored.mean()
 
 
-def _sampled(rows: Rows, weights: F64, seed: int) -> tuple[npt.NDArray[np.int64], Sample]:
-    """The ids of a sample in random order, and their rows."""
+def _sampled(rows: Float32Rows, weights: F64 | None, seed: int, run: Runner[Any], tell: Progress) -> tuple[Ids, Sample]:
+    """The ids of a sample in random order, and their rows; all rows are checked on the way."""
     generator = np.random.default_rng(seed)
-    picked = np.arange(len(rows))
-    if len(rows) > SAMPLE_ROWS:
-        picked = np.sort(generator.choice(len(rows), SAMPLE_ROWS, replace=False))
-    sample, own = _block(rows, picked), weights[picked]
+    count = rows.shape[0]
+    picked = np.arange(count)
+    if count > SAMPLE_ROWS:
+        picked = np.sort(generator.choice(count, SAMPLE_ROWS, replace=False))
+    sample = survey(rows, picked, run, tell)
+    own = weights[picked] if weights is not None else np.ones(len(picked))
     order = generator.permutation(len(picked))
     return picked[order], Sample(np.ascontiguousarray(sample[order]), own[order])
 
 
-def _most_frequent(frequencies: npt.NDArray[np.number], count: int) -> npt.NDArray[np.int64]:
+def _most_frequent(frequencies: npt.NDArray[np.number], count: int) -> Ids:
     return np.sort(np.argsort(-np.asarray(frequencies, dtype=np.float64), kind="stable")[:count]).astype(np.int64)
 
 
-def _encode(
-    fit: Fit, rows: Rows, weights: F64, frequencies: npt.NDArray[np.number] | None, tell: Progress
-) -> tuple[dict[str, Array], float]:
-    """All stored arrays of the table, and the weighted relative error of what they stand for."""
-    table = fit.table
-    blocks: dict[str, list[Array]] = {}
-    lost = total = 0.0
-    exact_ids = np.empty(0, dtype=np.int64)
-    if table.exact is not None and frequencies is not None:
-        exact_ids = _most_frequent(frequencies, table.exact.count)
-    exact_values, exact_scales = [], []
-    for start in range(0, len(rows), BLOCK_ROWS):
-        block, own = _block(rows, slice(start, start + BLOCK_ROWS)), weights[start : start + BLOCK_ROWS]
-        arrays, decoded = fit.encode(block)
-        if "trellis.codes" in arrays:  # whole bytes, as a block has a multiple of eight rows
-            arrays["trellis.codes"] = np.packbits(arrays["trellis.codes"].reshape(-1), bitorder="little")
-        for key, array in arrays.items():
-            blocks.setdefault(key, []).append(array)
-        hot = exact_ids[(exact_ids >= start) & (exact_ids < start + len(block))] - start
-        if len(hot):
-            latent = fit.latent(block[hot])
-            scale = half_steps(latent, EXACT_BITS).astype(np.float16)
-            codes = round_to_codes(latent, scale.astype(np.float64)[:, None], EXACT_BITS)
-            exact_values.append(pack(codes, EXACT_BITS))
-            exact_scales.append(scale)
-            decoded[hot] = fit.dense(levels_from_codes(codes, EXACT_BITS) * scale.astype(np.float32)[:, None])
-        lost += float((own * ((block - decoded).astype(np.float64) ** 2).sum(axis=1)).sum())
-        total += float((own * (block.astype(np.float64) ** 2).sum(axis=1)).sum())
-        tell(min(start + BLOCK_ROWS, len(rows)), len(rows), "encode")
-    stored = {key: np.concatenate(parts) for key, parts in blocks.items()} | fit.shared_arrays()
-    if len(exact_ids):
-        dtype = np.dtype("<u4") if table.num_embeddings <= 2**32 else np.dtype("<i8")
-        stored |= {
-            "exact.ids": exact_ids.astype(dtype),
-            "exact.values": np.concatenate(exact_values),
-            "exact.scale": np.concatenate(exact_scales),
-        }
-    return stored, lost / total if total else 0.0
-
-
-def _cores() -> int:
+def cores() -> int:
+    """The processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -74,6 +74,9 @@ class Table:
     def lookup(self, ids: Any, dtype: Any, num_threads: int = 1) -> npt.NDArray[Any] | None:
         """The rows of ids, shape of ids + (D,), in a new array; None where the plain case does not apply, or an id is refused."""
 
+    def products(self, first: int, hidden: F32, out: F32, num_threads: int) -> None:
+        """Write the products of hidden (B, D) with the rows of ids first, first + 1, ... into ``out`` (B, count)."""
+
     def rows(self, ids: I64, out: npt.NDArray[Any], num_threads: int = 1) -> int:
         """Write rows into ``out`` (B, D), float32 or float16: -1, or the position of the first id that is refused."""
 
@@ -190,3 +193,39 @@ class CodedPart:
         num_threads: int = 1,
     ) -> None:
         """Write (latent rows z plus codes) @ map + bias; an id outside the table has no codes. ``z`` is written over."""
+
+TILES: bool
+"""Whether this process multiplies tiles (AMX), which :class:`Vocabulary` needs."""
+
+class Vocabulary:
+    """The softmax of hidden states (B, D) over rows that come a tile at a time; for one thread of Python."""
+
+    def __init__(self, hidden: F32) -> None: ...
+    def forward(self, rows: F32, scale: float, bias: F32, num_threads: int) -> None:
+        """Take rows (T, D) into the softmax: logits are scale * (hidden @ rows.T) + bias; ``bias`` is (T,) or empty."""
+
+    def normalizers(self, out: F32) -> None:
+        """log(sum(exp(logits))) of each hidden state, (B,), of the rows taken so far."""
+
+    def backward(
+        self,
+        rows: F32,
+        first: int,
+        scale: float,
+        bias: F32,
+        normalizer: F32,
+        counted: F32,
+        spread: F32,
+        hit: F32,
+        targets: I64,
+        of_rows: F32,
+        of_bias: F32,
+        num_threads: int,
+    ) -> None:
+        """From the gradients of logits, counted * softmax - spread and less hit at the target's, those of scaled rows and of bias.
+
+        ``first`` is the id of the first row; those of hidden states are summed up, see :meth:`hidden_gradients`.
+        """
+
+    def hidden_gradients(self, out: F32) -> None:
+        """The sums of all calls of :meth:`backward`, (B, D)."""

@@ -19,7 +19,9 @@ from hfh_embed.nn.io import load, save
 from hfh_embed.nn.layers import HFHConv2d, HFHLinear
 from hfh_embed.nn.optim import PoolAdam, PoolSGD
 from hfh_embed.nn.pool import Pool
+from hfh_embed.nn.replication import replicate
 from hfh_embed.nn.swap import compress
+from hfh_embed.nn.vocabulary import VocabularyHead
 
 __all__ = [
     "HFHConv2d",
@@ -29,7 +31,9 @@ __all__ = [
     "Pool",
     "PoolAdam",
     "PoolSGD",
+    "VocabularyHead",
     "compress",
     "load",
+    "replicate",
     "save",
 ]

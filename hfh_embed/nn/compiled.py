@@ -8,6 +8,7 @@ autograd runs last, makes one gradient of them. A pool optimizer (``optim.py``) 
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from hfh_embed.kernels import native_chosen
+from hfh_embed.nn.tape import Tape
 from hfh_embed.spec import LINE_BITS, Locality, Reconstruction, SharedSpec
 
 if TYPE_CHECKING:
@@ -24,13 +26,19 @@ if TYPE_CHECKING:
     from hfh_embed.kernels.native_backend import Facts
     from hfh_embed.nn.pool import Pool
 
-__all__ = ["CompiledPool", "is_line_form"]
+__all__ = ["CompiledPool", "is_line_form", "several_processes"]
 
 
 def is_line_form(shared: SharedSpec, bits: int) -> bool:
     """Whether a shared part reads whole lines of a 1-bit pool in words: what a pool optimizer steps through."""
     words = shared.locality is Locality.WORDS and shared.num_hashes in (4, 8)
     return bits == 1 and words and shared.num_hashes * shared.chunk_size == LINE_BITS
+
+
+def several_processes() -> bool:
+    """Whether this is one of several processes that train together."""
+    distributed = torch.distributed
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
 class CompiledPool:
@@ -64,8 +72,11 @@ class CompiledPool:
 
     @property
     def is_taken(self) -> bool:
-        """Whether an optimizer wants the collected gradients, so that none is made of the whole pool."""
-        return self.taker is not None and self.taker() is not None
+        """Whether an optimizer wants the collected gradients, so that none is made of the whole pool.
+
+        Several processes average whole gradients, so there the optimizer has to do with those.
+        """
+        return self.taker is not None and self.taker() is not None and not several_processes()
 
     def values(self) -> npt.NDArray[np.float32]:
         """The masters, (S,), shared with the parameter."""
@@ -96,6 +107,20 @@ class CompiledPool:
 
     def rows(self, shared: SharedSpec, ids: Tensor, multiplier: float, factor: float) -> Tensor:
         """``multiplier`` times the summed levels of ids (B,), (B, dim). ``factor`` is what a value counts in a row's gradient."""
+        table, facts = self.table(shared, multiplier)
+        ids = ids.contiguous()
+        values = self._store.values
+        if (tape := Tape.current()) is not None:
+            return tape.leaf(values, _computed(table, ids, shared.dim), self._adder(facts, ids, factor))
+        if not (torch.is_grad_enabled() and values.requires_grad):
+            return _computed(table, ids, shared.dim)
+        if self._gate is None or self._gate_of is not values:
+            self._gate, self._gate_of = _Gate.apply(values, weakref.ref(self)), values  # type: ignore[no-untyped-call]
+        rows: Tensor = _Rows.apply(self._gate, self, table, facts, ids, factor)  # type: ignore[no-untyped-call]
+        return rows
+
+    def table(self, shared: SharedSpec, multiplier: float) -> tuple[Table, Facts]:
+        """The kernels' view of the rows that a shared part has now."""
         from hfh_embed.kernels._native import Table
         from hfh_embed.kernels.native_backend import shared_facts
 
@@ -104,14 +129,18 @@ class CompiledPool:
             table = self._tables[shared] = Table(2**63 - 1, shared.dim, shared.dim, -1, False, False)
             table.set_shared(*facts, stored, 1.0)
         table.set_scale(multiplier)
-        ids = ids.contiguous()
-        values = self._store.values
-        if not (torch.is_grad_enabled() and values.requires_grad):
-            return _computed(table, ids, shared.dim)
-        if self._gate is None or self._gate_of is not values:
-            self._gate, self._gate_of = _Gate.apply(values, weakref.ref(self)), values  # type: ignore[no-untyped-call]
-        rows: Tensor = _Rows.apply(self._gate, self, table, facts, ids, factor)  # type: ignore[no-untyped-call]
-        return rows
+        return table, facts
+
+    def _adder(self, facts: Facts, ids: Tensor, factor: float) -> Callable[[Tensor, Tensor], None]:
+        """What adds the gradients of the rows of ids to a gradient of the values."""
+        from hfh_embed.kernels._native import Gradients
+
+        def add(total: Tensor, grads: Tensor) -> None:
+            tile = Gradients(self._spec.slots)
+            tile.add(*facts, ids.numpy(), grads.float().contiguous().numpy(), factor)
+            tile.into(total.view(-1).numpy(), torch.get_num_threads())
+
+        return add
 
     def collect(self, facts: Facts, ids: Tensor, grads: Tensor, factor: float) -> None:
         """Take the gradients of rows (B, dim)."""

@@ -13,7 +13,7 @@ from hfh_embed.nn.pool import Pool
 from hfh_embed.nn.table import Rows
 from hfh_embed.spec import TableSpec
 
-__all__ = ["HFHEmbedding", "HFHEmbeddingBag", "Lookup"]
+__all__ = ["HFHEmbedding", "HFHEmbeddingBag", "Lookup", "padding_id"]
 
 
 class Lookup(nn.Module):
@@ -36,7 +36,7 @@ class Lookup(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        padding = _padding(padding_idx, num_embeddings)
+        padding = padding_id(padding_idx, num_embeddings)
         self.named = name is not None
         own_name = name or "table"
         if (ratio is None) == (pool is None):
@@ -170,7 +170,7 @@ class HFHEmbedding(Lookup):
     ) -> Self:
         """A compressed form of a trained (N, D) table. Codes stay fixed; without ``freeze`` what they name can be trained."""
         _refuse(max_norm=max_norm, norm_type=norm_type != 2.0, scale_grad_by_freq=scale_grad_by_freq, sparse=sparse)
-        table = _fitted(embeddings, ratio, frequencies, _padding(padding_idx, len(embeddings)), name, seed)
+        table = _fitted(embeddings, ratio, frequencies, padding_id(padding_idx, len(embeddings)), name, seed)
         return cls._of(table).requires_grad_(not freeze)
 
 
@@ -251,7 +251,7 @@ class HFHEmbeddingBag(Lookup):
         """A compressed form of a trained (N, D) table; see :meth:`HFHEmbedding.from_pretrained`."""
         _refuse(max_norm=max_norm, norm_type=norm_type != 2.0, scale_grad_by_freq=scale_grad_by_freq, sparse=sparse)
         _check_mode(mode)
-        table = _fitted(embeddings, ratio, frequencies, _padding(padding_idx, len(embeddings)), name, seed)
+        table = _fitted(embeddings, ratio, frequencies, padding_id(padding_idx, len(embeddings)), name, seed)
         return cls._of(table, mode=mode, include_last_offset=include_last_offset).requires_grad_(not freeze)
 
 
@@ -275,7 +275,7 @@ def _planned(pool: Pool, name: str, num_embeddings: int, embedding_dim: int) -> 
     return spec
 
 
-def _padding(padding_idx: int | None, num_embeddings: int) -> int | None:
+def padding_id(padding_idx: int | None, num_embeddings: int) -> int | None:
     """The padding id; negative ones count from the end, as in torch."""
     if padding_idx is None:
         return None

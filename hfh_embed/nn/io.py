@@ -15,8 +15,9 @@ from hfh_embed.layout import Array, SnapshotSpec
 from hfh_embed.nn.embedding import HFHEmbedding, Lookup
 from hfh_embed.nn.pool import Pool
 from hfh_embed.nn.table import Rows, loaded_values
+from hfh_embed.nn.vocabulary import VocabularyHead
 from hfh_embed.snapshot import Snapshot
-from hfh_embed.spec import TableSpec
+from hfh_embed.spec import PrivateSpec, TableSpec
 
 __all__ = ["load", "save", "snapshot_of"]
 
@@ -30,7 +31,8 @@ def save(
 ) -> Snapshot:
     """Write every table of a model into one snapshot, each pool once, and return it as it is in memory.
 
-    A table has the name it was given, or that of its module. ``vocabularies`` maps table names to the key of each id.
+    A table has the name it was given, or that of its module. A head that is tied to an embedding shares the embedding's table; a
+    head's bias is a table (V, 1) named ``NAME.bias``. ``vocabularies`` maps table names to the key of each id.
 
     Raises:
         SpecError: the model has no tables, or two of one name.
@@ -50,10 +52,15 @@ def snapshot_of(
     specs: list[TableSpec] = []
     arrays: dict[str, Array] = {}
     pools: dict[int, tuple[str, Pool]] = {}
-    for path, module in model.named_modules():
-        if not isinstance(module, Lookup):
+    names: dict[int, str] = {}  # of tables that are written already
+    for path, module in _layers(model):
+        name = names.get(id(module.table)) or (module.spec.name if module.named else path or "table")
+        if isinstance(module, VocabularyHead) and module.bias is not None:
+            specs.append(TableSpec(f"{name}.bias", module.num_embeddings, 1, private=PrivateSpec(1, 32)))
+            arrays[f"table/{name}.bias/private.values"] = module.bias.detach().float().cpu().numpy()[:, None]
+        if id(module.table) in names:
             continue
-        name = module.spec.name if module.named else path or "table"
+        names[id(module.table)] = name
         spec = module.spec.replace(name=name)
         if module.pool is not None:
             pool_name, _ = pools.setdefault(id(module.pool), (f"pool{len(pools)}" if pools else "pool", module.pool))
@@ -74,6 +81,12 @@ def snapshot_of(
             used.append(replace(pool.spec, name=pool_name))
             arrays |= {f"pool/{pool_name}/{key}": array for key, array in pool.arrays().items()}
     return Snapshot(SnapshotSpec(tuple(specs), tuple(used)), arrays, vocabularies=vocabularies, metadata=metadata)
+
+
+def _layers(model: nn.Module) -> list[tuple[str, Lookup]]:
+    """The layers with their paths, tied heads last, since a tied table has the embedding's name."""
+    found = [(path, module) for path, module in model.named_modules() if isinstance(module, Lookup)]
+    return sorted(found, key=lambda layer: isinstance(layer[1], VocabularyHead) and layer[1].tied)
 
 
 def _on_pool(spec: TableSpec, pool: str) -> TableSpec:

@@ -3,7 +3,7 @@
 An ordinary torch optimizer works on a pool too, but needs a gradient of the whole pool and reads and writes every value at
 every step. These take the gradients of rows as the backward pass left them, sum them line by line in the processor's cache,
 and update and round each line in the same pass. Where that is not possible (a pool on a GPU, another form than the line
-form, no compiled kernels) they take the whole gradient and do the same arithmetic in torch.
+form, no compiled kernels, several processes) they take the whole gradient and do the same arithmetic in torch.
 """
 
 from __future__ import annotations
@@ -55,11 +55,6 @@ class _PoolOptimizer(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update every pool that got gradients since the last ``zero_grad``."""
-        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        if distributed and torch.distributed.get_world_size() > 1:
-            raise SpecError(
-                "a pool optimizer does not average over processes; with DistributedDataParallel use an optimizer of torch"
-            )
         loss = None
         if closure is not None:
             with torch.enable_grad():

@@ -14,6 +14,7 @@ from hfh_embed.layout import Array, SnapshotSpec
 from hfh_embed.nn.addressing import slots_and_signs
 from hfh_embed.nn.compiled import CompiledPool
 from hfh_embed.nn.rounding import Scaling, StoredValues, levels, rounded_rms, widened
+from hfh_embed.nn.tape import gathered
 from hfh_embed.spec import PoolSpec, PrivateRole, Reconstruction, TableSpec
 
 __all__ = ["Pool", "Residual", "form_of", "part_std"]
@@ -178,7 +179,7 @@ class Pool(nn.Module):
             return compiled.rows(shared, ids, float(self.multiplier(scale)), float(scale))
         slots, signs = slots_and_signs(shared, spec, ids)
         half_step = self.store.table_half_step()
-        fetched = self.store.values.view(-1).index_select(0, slots.reshape(-1)).view(slots.shape)
+        fetched = gathered(self.store.values, slots.reshape(-1), flat=True).view(slots.shape)
         v = levels(widened(fetched), half_step, spec.bits)
         if signs is not None:
             v = v * signs

@@ -12,8 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from hfh_embed.errors import SpecError
 from hfh_embed.layout import Array
+from hfh_embed.nn.tape import gathered
 from hfh_embed.packing import pack
 
 __all__ = ["Scaling", "StoredValues", "half_step_of", "levels", "rounded_rms", "widened"]
@@ -90,6 +93,18 @@ def widened(values: Tensor) -> Tensor:
     return values if values.dtype == torch.float64 else values.float()
 
 
+def _tell_of_fused_steps(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    """Count the change of what a fused optimizer changed: torch does not, and what is kept of the values would look fresh."""
+    for group in optimizer.param_groups:
+        if group.get("fused"):
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    torch.autograd.graph.increment_version(parameter)
+
+
+register_optimizer_step_post_hook(_tell_of_fused_steps)
+
+
 class Scaling(enum.Enum):
     """Where the half step of few-bit values comes from."""
 
@@ -111,9 +126,18 @@ class StoredValues(nn.Module):
         self._seen: tuple[int, torch.device] | None = None
         self.register_buffer("half_step", half_step if half_step is not None else torch.ones(()))
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """As any module's, but no values that are sharded: what is remembered of them would go out of date unseen."""
+        if name == "values" and hasattr(value, "placements"):
+            raise SpecError(
+                "the values of HFH layers cannot be sharded, and are small: "
+                "call fully_shard(model, ignored_params=hnn.replicate(model)) once, on the whole model"
+            )
+        super().__setattr__(name, value)
+
     def forward(self, rows: Tensor | None = None) -> Tensor:
         """The values of some rows (n, count), or of all, as float32."""
-        values = widened(self.values if rows is None else nn.functional.embedding(rows, self.values))
+        values = widened(self.values if rows is None else gathered(self.values, rows))
         if self.bits > 8:
             return levels(values, self.half_step, self.bits)
         half_step = self._half_step(values, rows)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hfh_embed.verbs import bench, compare, compress, evaluate, files, planning
+from hfh_embed.verbs import bench, compare, compress, evaluate, files, planning, update
 from hfh_embed.verbs.base import CheckFailedError, Verb
 
 __all__ = ["VERBS", "CheckFailedError", "Verb"]
@@ -16,5 +16,6 @@ VERBS: dict[str, Verb] = {
     "inspect": files.INSPECT,
     "lookup": files.LOOKUP,
     "plan": planning.PLAN,
+    "update": update.UPDATE,
     "verify": files.VERIFY,
 }

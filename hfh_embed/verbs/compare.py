@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -50,11 +51,9 @@ def _run(args: argparse.Namespace) -> None:
 
     ratios = _ratios(args.ratios)
     table = read_table(args.input, args.tensor)
-    if 4 * table.rows.size > LARGEST_BYTES:
-        raise InputError(
-            f"{args.input} takes {4 * table.rows.size:,} bytes; compare a part of at most {LARGEST_BYTES:,}"
-        )
-    rows = np.ascontiguousarray(table.rows, dtype=np.float32)
+    if (nbytes := 4 * math.prod(table.rows.shape)) > LARGEST_BYTES:
+        raise InputError(f"{args.input} takes {nbytes:,} bytes; compare a part of at most {LARGEST_BYTES:,}")
+    rows = np.ascontiguousarray(table.rows[:], dtype=np.float32)
     if not np.isfinite(rows).all():
         raise InputError(f"{args.input} holds NaN or infinite values; remove or mend them")
     found: list[dict[str, Any]] = []

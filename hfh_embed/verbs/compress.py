@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from hfh_embed import __version__
+from hfh_embed.arrow_rows import arrow_files
 from hfh_embed.errors import InputError
 from hfh_embed.verbs.base import Progress, Verb, bytes_text, print_json
 
@@ -25,7 +28,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         "input",
         metavar="IN",
         type=Path,
-        help=".npy, .npz, .safetensors, a torch checkpoint, word2vec or GloVe text, .parquet",
+        help=".npy, .npz, .safetensors, a torch checkpoint, word2vec or GloVe text, .parquet, .arrow, a folder of such shards",
     )
     parser.add_argument("-o", "--output", metavar="OUT.hfh", type=Path, required=True)
     size = parser.add_mutually_exclusive_group(required=True)
@@ -57,6 +60,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run(args: argparse.Namespace) -> None:
     from hfh_embed.codec import compress
+    from hfh_embed.codec.partial import Partial
 
     folder = args.output.absolute().parent
     if args.output.exists() and not args.output.is_file():
@@ -68,23 +72,30 @@ def _run(args: argparse.Namespace) -> None:
     began = time.monotonic()
     with Progress() as progress:
         table, notes = _table(args)
-        frequencies = read_frequencies(args.frequencies, len(table.rows)) if args.frequencies else None
-        snapshot = compress(
-            table.rows,
-            ratio=args.ratio,
-            min_cosine=args.min_cosine,
-            min_recall=args.min_recall,
-            metric=args.metric,
-            nan=args.nan,
-            name=args.name or table.name,
-            frequencies=frequencies,
-            vocabulary=table.vocabulary,
-            unknown=args.unknown,
-            seed=args.seed,
-            progress=progress,
-        )
-        snapshot.metadata.update(notes)
-        snapshot.save(args.output)
+        frequencies = read_frequencies(args.frequencies, table.rows.shape[0]) if args.frequencies else None
+        with Partial(args.output, _identity(args, notes), _say) as partial:
+            try:
+                snapshot = compress(
+                    table.rows,
+                    ratio=args.ratio,
+                    min_cosine=args.min_cosine,
+                    min_recall=args.min_recall,
+                    metric=args.metric,
+                    nan=args.nan,
+                    name=args.name or table.name,
+                    frequencies=frequencies,
+                    vocabulary=table.vocabulary,
+                    unknown=args.unknown,
+                    seed=args.seed,
+                    progress=progress,
+                    partial=partial,
+                )
+            except KeyboardInterrupt:
+                progress.close()
+                raise KeyboardInterrupt(partial.kept()) from None
+            snapshot.metadata.update(notes)
+            snapshot.save(args.output)
+            partial.remove()
     spec = snapshot.spec
     seconds = time.monotonic() - began
     if args.json:
@@ -108,6 +119,18 @@ def _run(args: argparse.Namespace) -> None:
         print(f"{key}: {value}")
 
 
+def _say(text: str) -> None:
+    print(f"hfh compress: {text}", file=sys.stderr)
+
+
+def _identity(args: argparse.Namespace, notes: dict[str, str]) -> dict[str, object]:
+    """What encoded chunks depend on, beside the fit: the input's files as they are now, and the options."""
+    given = [*arrow_files(args.input), *(file for file in (args.frequencies, args.vocabulary) if file is not None)]
+    seen = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in given]
+    options = {key: value for key, value in vars(args).items() if key not in ("output", "json", "debug", "run", "verb")}
+    return {"files": seen, "options": options, "notes": notes, "release": __version__}
+
+
 def _table(args: argparse.Namespace) -> tuple[DenseTable, dict[str, str]]:
     """The dense table with the overlay's rows in it, and what to note about them in the snapshot."""
     from hfh_embed.tables import DenseTable, read_table, read_vocabulary
@@ -119,7 +142,7 @@ def _table(args: argparse.Namespace) -> tuple[DenseTable, dict[str, str]]:
 
     table = read_table(args.input, args.tensor)
     fresh = read_fresh(args.overlay, args.name or table.name, args.overlay_prefix)
-    rows = fold(table.rows, fresh.ids, fresh.rows)
+    rows = fold(np.asarray(table.rows[:]), fresh.ids, fresh.rows)
     keys = read_vocabulary(args.vocabulary) if args.vocabulary is not None else table.vocabulary
     if keys is not None and len(keys) != len(rows):
         raise InputError(
@@ -204,7 +227,7 @@ def _is_number(text: str) -> bool:
 
 
 def _parquet_columns(path: Path) -> list[npt.NDArray[Any]]:
-    from hfh_embed.tables import pyarrow_for
+    from hfh_embed.arrow_rows import pyarrow_for
 
     pa, pq = pyarrow_for(path)
     try:

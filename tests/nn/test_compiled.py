@@ -227,3 +227,18 @@ def test_without_the_kernels_training_gives_the_same_rows() -> None:
         for kernels in ("numpy", "native")
     ]
     assert [one[0] for one in said] == ["True", "False"] and said[0][1] == said[1][1]
+
+
+@pytest.mark.parametrize("form", ["line", "robe"])
+def test_rows_follow_a_fused_optimizer(form: str) -> None:
+    torch.manual_seed(0)
+    layers = [hnn.HFHEmbedding(500, 32, ratio=8, form=form) for _ in range(2)]
+    layers[1].load_state_dict(layers[0].state_dict())
+    ids = torch.arange(40)
+    for layer, fused in zip(layers, (True, False), strict=True):
+        optimizer = torch.optim.Adam(layer.parameters(), lr=0.5, fused=fused)
+        for _ in range(3):
+            optimizer.zero_grad()
+            (layer(ids) - 1).square().mean().backward()
+            optimizer.step()
+    torch.testing.assert_close(layers[0](ids), layers[1](ids), rtol=1e-4, atol=1e-4)

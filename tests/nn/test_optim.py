@@ -282,12 +282,3 @@ def test_an_epsilon_that_is_not_positive_is_refused(eps: float) -> None:
 def test_nothing_to_optimize_is_refused(pools) -> None:
     with pytest.raises(SpecError, match="no pool"):
         hnn.PoolSGD(pools, lr=0.1)
-
-
-def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = _model("eight-words")
-    optimizer = hnn.PoolSGD(model, lr=0.1)
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
-    with pytest.raises(SpecError, match="DistributedDataParallel"):
-        optimizer.step()

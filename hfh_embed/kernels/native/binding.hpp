@@ -25,6 +25,7 @@ void bind_tables(nb::module_& m);
 void bind_training(nb::module_& m);
 void bind_coded(nb::module_& m);
 void bind_text(nb::module_& m);
+void bind_vocabulary(nb::module_& m);
 
 inline void require(bool condition, const char* what) {
   if (!condition) throw nb::value_error(what);

@@ -1,36 +1,18 @@
 // The map back as a product of tiles, where the processor has AMX: some ten times as many products a cycle as vectors give.
-//
-// Tiles multiply 16-bit floats (bfloat16) and sum in float32. A float32 is the sum of three bfloat16 exactly, eight bits each, so
-// the map is kept in three parts, and products of parts that lie below a float32's last bit are left out: the sum is as exact as one
-// of float32 products. Latent entries that are whole numbers of eight bits need one part.
+// The map is kept in three parts; latent entries that are whole numbers of eight bits need one.
 #pragma once
 
-#if defined(HFH_CODED_X86) && defined(__linux__) && __GNUC__ >= 11
-#define HFH_AMX 1
+#include "amx.hpp"
 
+#ifdef HFH_AMX
+
+#include <algorithm>
 #include <cmath>
-#include <cstdlib>
-#include <sys/syscall.h>
-#include <unistd.h>
+#include <vector>
 
 namespace hfh {
 
-constexpr int kTileRows = 16, kTileDepth = 32, kBlock = 32;
-constexpr int kTileValues = kTileRows * kTileDepth;
-
-// Whether this process may use tiles. HFH_SIMD=avx512 keeps to vectors.
-inline bool tiles_allowed() {
-  static const bool allowed = [] {
-    constexpr long kRequestPermission = 0x1023, kTileData = 18;
-    __builtin_cpu_init();
-    if (simd() != Simd::kAvx512 || std::getenv("HFH_SIMD")) return false;
-    uint32_t a = 7, b = 0, c = 0, d = 0;
-    __asm__("cpuid" : "+a"(a), "=b"(b), "+c"(c), "=d"(d));
-    const bool has = (d >> 22 & 1) && (d >> 24 & 1);
-    return has && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
-  }();
-  return allowed;
-}
+constexpr int kBlock = 32;
 
 #pragma GCC push_options
 #pragma GCC target("arch=x86-64-v4,amx-tile,amx-bf16")
@@ -47,7 +29,7 @@ class TileMap {
     }
     for (int64_t k = 0; k < latent; ++k) {
       for (int64_t d = 0; d < dim; ++d) {
-        uint16_t pieces[3];
+        uint16_t pieces[kTileParts];
         split(map[k * dim + d], pieces);
         uint16_t* tile = map_.data() + ((d / kTileRows) * depth_ + k / kTileDepth) * 3 * kTileValues;
         const int64_t place = (k % kTileDepth / 2) * kTileDepth + (d % kTileRows) * 2 + k % 2;
@@ -75,7 +57,7 @@ class TileMap {
   void store(const float* z, int64_t r, uint16_t* to) const {
     to += r * stride();
     for (int64_t k = 0; k < latent_; ++k) {
-      uint16_t pieces[3];
+      uint16_t pieces[kTileParts];
       split(z[k], pieces);
       for (int part = 0; part < parts_; ++part) to[part * part_size() + k] = pieces[part];
     }
@@ -83,12 +65,10 @@ class TileMap {
 
   // out (rows, dim) = bias + z @ map for at most kBlock rows of parts.
   void product(const uint16_t* z, int64_t rows, float* out) const {
-    Config config;
+    TileConfig config;
     const int64_t first = std::min<int64_t>(rows, kTileRows), second = rows - first;
-    for (int tile = 0; tile < 8; ++tile) config.bytes[tile] = 64;
     for (const int tile : {0, 1, 4}) config.rows[tile] = static_cast<uint8_t>(first);
     for (const int tile : {2, 3, 5}) config.rows[tile] = static_cast<uint8_t>(std::max<int64_t>(second, 1));
-    config.rows[6] = config.rows[7] = kTileRows;
     _tile_loadconfig(&config);
     int64_t c = 0;
     for (; c + 2 <= columns_; c += 2) second ? columns<true, true>(z, rows, c, out) : columns<false, true>(z, rows, c, out);
@@ -97,24 +77,6 @@ class TileMap {
   }
 
  private:
-  struct alignas(64) Config {
-    uint8_t palette = 1, start = 0, reserved[14] = {};
-    uint16_t bytes[16] = {};
-    uint8_t rows[16] = {};
-  };
-
-  static void split(float value, uint16_t* pieces) {
-    for (int part = 0; part < 3; ++part) {
-      uint32_t bits;
-      std::memcpy(&bits, &value, 4);
-      bits &= 0xffff0000u;
-      pieces[part] = static_cast<uint16_t>(bits >> 16);
-      float piece;
-      std::memcpy(&piece, &bits, 4);
-      value -= piece;
-    }
-  }
-
   template <bool kTwoRows, bool kTwoColumns>
   void columns(const uint16_t* z, int64_t rows, int64_t c, float* out) const {
     if (bias_.empty()) {

@@ -80,7 +80,7 @@ class CodedPart {
     const std::vector<int64_t> own(ids.data(), ids.data() + count);  // nobody else can change this copy
     float *entries = z.data(), *to = out.data();
     nb::gil_scoped_release release;
-    hfh::parallel(count, hfh::parts(count, num_threads), [&](int64_t, int64_t begin, int64_t end) {
+    hfh::parallel(count, hfh::threads_for(count, num_threads), [&](int64_t, int64_t begin, int64_t end) {
       Workspace work(*this, false, false);
       for (int64_t i = begin; i < end; i += kBlockRows) {
         const int64_t some = std::min(kBlockRows, end - i);
@@ -117,7 +117,7 @@ class CodedPart {
     for (int64_t i = 0; i < count; ++i) {
       if (ids[i] < 0 || (refuse_unknown_ && ids[i] >= ids_)) return i;
     }
-    hfh::parallel(count, hfh::parts(count, num_threads), [&](int64_t, int64_t begin, int64_t end) {
+    hfh::parallel(count, hfh::threads_for(count, num_threads), [&](int64_t, int64_t begin, int64_t end) {
       Workspace work(*this, plain(), half);
       int64_t own[kBlockRows];  // a copy, so that a caller who writes into the ids gets other rows, but no read outside the arrays
       for (int64_t i = begin; i < end; i += kBlockRows) {

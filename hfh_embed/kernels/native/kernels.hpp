@@ -143,6 +143,8 @@ struct Kernels {
   void (*scatter)(const Shared&, const int64_t* ids, int64_t count, const float* grads, float factor, float* gradient);
   void (*pack)(const float* values, int64_t count, int bits, float half_step, uint8_t* bytes);
   void (*to_half)(const float* from, int64_t count, uint16_t* to);
+  // out[t * stride + r] = rows (count, dim) times hidden (tokens, dim).
+  void (*products)(const float* rows, int64_t count, int64_t dim, const float* hidden, int64_t tokens, float* out, int64_t stride);
   // Rows of an uncompressed table, for comparison.
   void (*gather)(const float* table, int64_t dim, const int64_t* ids, int64_t count, float* out);
 };

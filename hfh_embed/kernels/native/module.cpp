@@ -70,4 +70,5 @@ NB_MODULE(_native, m) {
   bind_training(m);
   bind_coded(m);
   bind_text(m);
+  bind_vocabulary(m);
 }

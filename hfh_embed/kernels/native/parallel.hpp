@@ -1,36 +1,36 @@
-// A range cut into equal parts, one a thread. Threads live for one call: nothing is left behind that a fork could break.
+// A range cut into equal pieces that threads share. The pieces depend on the range and the number of threads alone.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
-#include <exception>
-#include <thread>
-#include <vector>
+
+#include "threads.hpp"
 
 namespace hfh {
 
-constexpr int64_t kLeastRowsAThread = 1024;  // fewer cost less than a thread's start
+constexpr int64_t kLeastRowsAThread = 1024;  // fewer cost less than to wake a thread
+constexpr int64_t kPiecesAThread = 4;
 
 // How many threads share work that costs as much as ``rows`` rows.
-inline int64_t parts(int64_t rows, int num_threads) {
-  return std::max<int64_t>(1, std::min<int64_t>(num_threads, rows / kLeastRowsAThread));
+inline int64_t threads_for(int64_t rows, int num_threads) {
+  return std::max<int64_t>(1, std::min({static_cast<int64_t>(num_threads), rows / kLeastRowsAThread, kMostThreads}));
 }
 
-// work(part, begin, end) for each of the parts of 0 ... count.
+// work(slot, begin, end) for pieces of 0 ... count; ``slot`` is below ``threads``, for what a thread has of its own.
 template <class Work>
-void parallel(int64_t count, int64_t parts, const Work& work) {
-  const auto run = [&](int64_t part) { work(part, count * part / parts, count * (part + 1) / parts); };
-  if (parts == 1) return run(0);
-  std::vector<std::thread> threads;
-  int64_t started = 1;
-  try {
-    threads.reserve(parts - 1);
-    for (; started < parts; ++started) threads.emplace_back(run, started);
-  } catch (const std::exception&) {  // no more threads, or no memory for them: this one does the rest
-  }
-  run(0);
-  for (; started < parts; ++started) run(started);
-  for (std::thread& thread : threads) thread.join();
+void parallel(int64_t count, int64_t threads, const Work& work) {
+  if (threads <= 1) return work(0, 0, count);
+  struct Cut {
+    int64_t count, pieces;
+    const Work& work;
+  } const cut{count, std::min(count, threads * kPiecesAThread), work};
+  share(
+      cut.pieces, threads,
+      [](const void* context, int64_t slot, int64_t piece) {
+        const Cut& cut = *static_cast<const Cut*>(context);
+        cut.work(slot, cut.count * piece / cut.pieces, cut.count * (piece + 1) / cut.pieces);
+      },
+      &cut);
 }
 
 }  // namespace hfh

@@ -2,11 +2,11 @@
 // are kept thin, because for a few ids the call is the cost: arrays go through numpy's own C API.
 
 #include <algorithm>
+#include <atomic>
 #include <memory>
 #include <mutex>
 #include <vector>
 
-#include "binding.hpp"
 #include "numpy_arrays.hpp"
 #include "parallel.hpp"
 
@@ -17,6 +17,7 @@ namespace binding {
 namespace {
 
 constexpr int64_t kKeepLockIds = 256;  // fewer ids are answered sooner than the lock is handed over
+constexpr int64_t kNone = INT64_MAX;   // no place of an id
 
 // One table with everything that its rows are computed from; keeps the arrays alive.
 class Table {
@@ -148,10 +149,8 @@ class Table {
       if (bounds[b] > bounds[b + 1]) return nb::none();
     }
     npy_intp shape[2] = {bags, table_.embedding_dim};
-    PyObject* made = PyArray_SimpleNew(2, shape, half ? NPY_HALF : NPY_FLOAT);
-    if (made == nullptr) throw nb::python_error();
-    nb::object rows = nb::steal(made);
-    void* out = PyArray_DATA(reinterpret_cast<PyArrayObject*>(made));
+    nb::object rows = new_array(2, shape, half ? NPY_HALF : NPY_FLOAT);
+    void* out = PyArray_DATA(reinterpret_cast<PyArrayObject*>(rows.ptr()));
     const auto* first = static_cast<const int64_t*>(PyArray_DATA(given));
     return compute_bags(first, bounds, weight, mode, out, half, num_threads) >= 0 ? nb::none() : rows;
   }
@@ -163,6 +162,31 @@ class Table {
     bool half;
     void* to = output(out, static_cast<int64_t>(ids.size()), table_.embedding_dim, half);
     return compute(ids.data(), static_cast<int64_t>(ids.size()), to, half, num_threads);
+  }
+
+  // The products of rows first, first + 1, ... with hidden (B, D), (B, count) into ``out``: rows go no further than the cache.
+  void products(int64_t first, Matrix hidden, nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu> out, int num_threads) const {
+    require_whole();
+    const int64_t tokens = hidden.shape(0), count = out.shape(1), dim = table_.embedding_dim;
+    require(static_cast<int64_t>(hidden.shape(1)) == dim && static_cast<int64_t>(out.shape(0)) == tokens, "out or hidden has the wrong shape");
+    require(aligned(hidden) && aligned(out), "arrays must be aligned");
+    require(first >= 0 && first <= (int64_t{1} << 62) && (!table_.refuse_unknown || first + count <= table_.num_embeddings), "ids are outside the table");
+    const float* states = hidden.data();
+    float* to = out.data();
+    const nb::gil_scoped_release release;
+    if (table_.exact.count) std::call_once(directory_made_, [this] { make_directory(); });
+    const int64_t threads = hfh::threads_for(count, num_threads), floats = kernels().scratch_floats(table_) + kBlockRows * dim;
+    const std::unique_ptr<float[]> scratch(new float[threads * floats]);
+    hfh::parallel(count, threads, [&](int64_t slot, int64_t begin, int64_t end) {
+      float* const rows = scratch.get() + slot * floats;
+      int64_t ids[kBlockRows];
+      for (int64_t r = begin; r < end; r += kBlockRows) {
+        const int64_t some = std::min(kBlockRows, end - r);
+        for (int64_t k = 0; k < some; ++k) ids[k] = first + r + k;
+        kernels().rows(table_, ids, some, rows, false, rows + kBlockRows * dim);
+        kernels().products(rows, some, dim, states, tokens, to + r, count);
+      }
+    });
   }
 
   // Bags into ``out`` (bags, D); returns as rows.
@@ -241,14 +265,14 @@ class Table {
     exact.directory = directory_.data();
   }
 
-  int64_t first_refused(const int64_t* ids, int64_t count) const {
+  // The first of some ids that is refused, or none.
+  int64_t first_refused(const int64_t* ids, int64_t begin, int64_t end) const {
     const uint64_t limit = table_.refuse_unknown ? table_.num_embeddings : uint64_t{1} << 63;
     bool refused = false;
-    for (int64_t i = 0; i < count; ++i) refused |= static_cast<uint64_t>(ids[i]) >= limit;
-    if (!refused) return -1;
-    int64_t i = 0;
-    while (i < count - 1 && static_cast<uint64_t>(ids[i]) < limit) ++i;
-    return i;
+    for (int64_t i = begin; i < end; ++i) refused |= static_cast<uint64_t>(ids[i]) >= limit;
+    if (!refused) return kNone;
+    while (begin < end - 1 && static_cast<uint64_t>(ids[begin]) < limit) ++begin;
+    return begin;
   }
 
   int64_t compute(const int64_t* ids, int64_t count, void* out, bool half, int num_threads) const {
@@ -259,16 +283,17 @@ class Table {
 
   int64_t compute_unlocked(const int64_t* ids, int64_t count, void* out, bool half, int num_threads) const {
     if (table_.exact.count) std::call_once(directory_made_, [this] { make_directory(); });
-    if (const int64_t refused = first_refused(ids, count); refused >= 0) return refused;
     const int64_t width = table_.embedding_dim * (half ? 2 : 4);
     const bool plain = table_.is_plain() && table_.shared.is_line_form();
-    const int64_t parts = hfh::parts(count, num_threads), floats = plain ? 0 : kernels().scratch_floats(table_);
-    const std::unique_ptr<float[]> scratch(plain ? nullptr : new float[parts * floats]);
-    hfh::parallel(count, parts, [&](int64_t part, int64_t begin, int64_t end) {
+    const int64_t threads = hfh::threads_for(count, num_threads), floats = plain ? 0 : kernels().scratch_floats(table_);
+    const std::unique_ptr<float[]> scratch(plain ? nullptr : new float[threads * floats]);
+    std::atomic<int64_t> refused{kNone};
+    hfh::parallel(count, threads, [&](int64_t slot, int64_t begin, int64_t end) {
+      if (!admitted(ids, begin, end, refused)) return;
       kernels().rows(table_, ids + begin, end - begin, static_cast<char*>(out) + begin * width, half,
-                     scratch.get() + part * floats);
+                     scratch.get() + slot * floats);
     });
-    return -1;
+    return refused == kNone ? -1 : refused.load();
   }
 
   int64_t compute_bags(const int64_t* ids, const std::vector<int64_t>& bounds, const float* weights, int mode, void* out,
@@ -277,14 +302,23 @@ class Table {
     const int64_t bags = static_cast<int64_t>(bounds.size()) - 1, members = bounds[bags] - bounds[0];
     const int64_t width = table_.embedding_dim * (half ? 2 : 4);
     if (table_.exact.count) std::call_once(directory_made_, [this] { make_directory(); });
-    if (const int64_t refused = first_refused(ids + bounds[0], members); refused >= 0) return refused + bounds[0];
-    const int64_t parts = hfh::parts(members, num_threads), floats = kernels().scratch_floats(table_);
-    const std::unique_ptr<float[]> scratch(new float[parts * floats]);
-    hfh::parallel(bags, parts, [&](int64_t part, int64_t begin, int64_t end) {
+    const int64_t threads = hfh::threads_for(members, num_threads), floats = kernels().scratch_floats(table_);
+    const std::unique_ptr<float[]> scratch(new float[threads * floats]);
+    std::atomic<int64_t> refused{kNone};
+    hfh::parallel(bags, threads, [&](int64_t slot, int64_t begin, int64_t end) {
+      if (!admitted(ids, bounds[begin], bounds[end], refused)) return;
       kernels().bags(table_, ids, bounds.data() + begin, end - begin, weights, static_cast<hfh::Mode>(mode),
-                     static_cast<char*>(out) + begin * width, half, scratch.get() + part * floats);
+                     static_cast<char*>(out) + begin * width, half, scratch.get() + slot * floats);
     });
-    return -1;
+    return refused == kNone ? -1 : refused.load();
+  }
+
+  // Whether none of some ids is refused; else the first one becomes ``refused``, if none before it is.
+  bool admitted(const int64_t* ids, int64_t begin, int64_t end, std::atomic<int64_t>& refused) const {
+    const int64_t mine = first_refused(ids, begin, end);
+    for (int64_t known = refused; mine < known && !refused.compare_exchange_weak(known, mine);) {
+    }
+    return mine == kNone;
   }
 
   mutable hfh::Table table_;
@@ -312,6 +346,7 @@ void bind_tables(nb::module_& m) {
       .def("set_residual", &Table::set_residual, "w1"_a.noconvert(), "b1"_a.noconvert(), "w2"_a.noconvert(),
            "b2"_a.noconvert())
       .def("lookup", &Table::lookup, "ids"_a.none(), "dtype"_a.none(), "num_threads"_a = 1)
+      .def("products", &Table::products, "first"_a, "hidden"_a.noconvert(), "out"_a.noconvert(), "num_threads"_a)
       .def("rows", &Table::rows, "ids"_a.noconvert(), "out"_a, "num_threads"_a = 1)
       .def("plain_bag", &Table::plain_bag, "ids"_a.none(), "offsets"_a.none(), "weights"_a.none(), "mode"_a, "dtype"_a.none(),
            "num_threads"_a)

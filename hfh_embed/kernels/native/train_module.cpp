@@ -114,7 +114,7 @@ class Gradients {
     int64_t first = 0;
     for (const Part& part : parts_) {
       const int64_t chunks = part.shared.num_chunks(), count = part.ids.size();
-      parallel(count, parts(count, num_threads), [&](int64_t, int64_t begin, int64_t end) {
+      parallel(count, threads_for(count, num_threads), [&](int64_t, int64_t begin, int64_t end) {
         kernels().locate(part.shared, part.ids.data() + begin, end - begin, part.grads.data() + begin * part.shared.dim,
                          part.factor, line[0] + first + begin * chunks, located_.get() + first + begin * chunks);
       });
@@ -131,7 +131,7 @@ class Gradients {
       bounds.push_back(at);
     }
     std::vector<double> grown(blocks);
-    parallel(blocks, std::min(blocks, parts(units_, num_threads)), [&](int64_t, int64_t begin, int64_t end) {
+    parallel(blocks, std::min(blocks, threads_for(units_, num_threads)), [&](int64_t, int64_t begin, int64_t end) {
       for (int64_t block = begin; block < end; ++block) {
         grown[block] = kernels().update(how, bounds[block], bounds[block + 1]);
       }
@@ -172,7 +172,7 @@ void pack(Floats values, int bits, float half_step, Changed<uint8_t> packed, int
   const float* from = values.data();
   uint8_t* to = packed.data();
   nb::gil_scoped_release release;
-  parallel(lines, parts(lines, num_threads), [&](int64_t, int64_t begin, int64_t end) {
+  parallel(lines, threads_for(lines, num_threads), [&](int64_t, int64_t begin, int64_t end) {
     const int64_t slots = kLineBits / bits;
     kernels().pack(from + begin * slots, (end - begin) * slots, bits, half_step, to + begin * 64);
   });

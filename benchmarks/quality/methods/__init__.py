@@ -1,0 +1,73 @@
+"""Every method by its name: a function of (shapes, ratio, seed) that makes the embedding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+from benchmarks.quality.methods.ablation import ABLATION
+from benchmarks.quality.methods.base import Embedding, Shapes, TooSmallError
+from benchmarks.quality.methods.composed import HashEmbeddings, QuotientRemainder, TensorTrain
+from benchmarks.quality.methods.forms import Formed, private_form
+from benchmarks.quality.methods.learned import Clustered, DeepHash
+from benchmarks.quality.methods.popular import HotRows, MixedDimensions, Pruned
+from benchmarks.quality.methods.rows import FewBitRows, Full, Mapped
+from hfh_embed.budget import PRESETS, Form, choose
+
+__all__ = [
+    "ABLATION",
+    "COMPARED",
+    "FULL",
+    "METHODS",
+    "OURS",
+    "PEERS",
+    "Embedding",
+    "Shapes",
+    "TooSmallError",
+    "default_method",
+]
+
+Maker = Callable[[Shapes, float, int], Embedding]
+
+
+def _form(form: Form | Callable[[float, int], Form]) -> Maker:
+    return partial(Formed, form=form)
+
+
+FULL = "full table"
+OURS: Mapping[str, Maker] = {
+    "hfh line": _form(PRESETS["line"]),
+    "hfh line, 16 words": _form(Form(num_hashes=16, chunk_size=32)),
+    "hfh line + network": _form(Form(residual_hidden=16)),
+    "hfh mix": _form(private_form),
+    "hfh mix + map": _form(partial(private_form, latent_dim=16)),
+    "hfh mix + network": _form(partial(private_form, residual_hidden=16)),
+    "hfh line + map": _form(Form(latent_dim=16)),
+    "hfh line + exact rows": _form(Form(exact_share=0.3, exact_bits=4)),
+}
+PEERS: Mapping[str, Maker] = {
+    "few-bit rows": FewBitRows,
+    "low dimension, 1 bit": partial(Mapped, bits=1),
+    "low dimension, 2 bits": partial(Mapped, bits=2),
+    "pruning": Pruned,
+    "CAFE": HotRows,
+    "hashing trick": _form(PRESETS["hashing_trick"]),
+    "ROBE": _form(PRESETS["robe"]),
+    "quotient-remainder": QuotientRemainder,
+    "Hash Embeddings": HashEmbeddings,
+    "mixed dimensions": MixedDimensions,
+    "CCE": Clustered,
+    "HashedNets": _form(PRESETS["hashed_nets"]),
+    "Unified Embedding": _form(PRESETS["unified_embedding"]),
+    "tensor train": TensorTrain,
+    "deep hash embedding": DeepHash,
+    "the paper's HFH": _form(PRESETS["hfh"]),
+}
+COMPARED: Mapping[str, Maker] = {FULL: Full} | OURS | PEERS
+METHODS: Mapping[str, Maker] = COMPARED | {name: make for group in ABLATION.values() for name, make in group.items()}
+"""All of them, those of the ablation last."""
+
+
+def default_method(ratio: float) -> str:
+    """The name of the form that the library picks when it is given nothing but the ratio."""
+    return "hfh line" if choose(ratio) == PRESETS["line"] else "hfh mix"

@@ -1,0 +1,55 @@
+"""Settings of the library's one form: HFH itself, and the published methods that it generalises."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from benchmarks.quality.methods.base import Joined, Shapes, TooSmallError
+from hfh_embed import nn as hnn
+from hfh_embed.budget import Form
+from hfh_embed.errors import RatioError
+
+__all__ = ["Formed", "private_form"]
+
+
+class Formed(Joined):
+    """One long table of a form, or of the form that a function gives for (ratio, D)."""
+
+    def __init__(self, shapes: Shapes, ratio: float, seed: int, form: Form | Callable[[float, int], Form]) -> None:
+        super().__init__(shapes)
+        if not isinstance(form, Form):
+            form = form(ratio, shapes.dim)
+        try:
+            self.table = hnn.HFHEmbedding(
+                shapes.total,
+                shapes.dim,
+                ratio=ratio,
+                form=form,
+                seed=seed,
+                std=shapes.std,
+                frequencies=shapes.joined_counts if form.exact_share else None,
+            )
+        except RatioError as error:
+            raise TooSmallError(str(error)) from error
+
+    def rows(self, ids: Tensor) -> Tensor:
+        return self.table.table.rows(ids)
+
+    @property
+    def nbytes(self) -> int:  # type: ignore[override]
+        return self.table.nbytes
+
+
+def private_form(ratio: float, dim: int, **more: Any) -> Form:
+    """Few-bit coefficients of each id for at most four fifths of the bytes, in the first entries of a shared line.
+
+    One bit each while they are fewer than D, in whole bytes; then 2 or more bits for every entry. None where a byte for each id is too much.
+    """
+    affordable = 0.8 * 32 * dim / ratio
+    if affordable >= 2 * dim:
+        return Form(private_bits=max(bits for bits in (2, 4, 8, 16) if bits * dim <= affordable), **more)
+    own = min(dim, int(affordable) // 8 * 8)
+    return Form(private_dim=own, private_bits=1 if own else 0, **more)
