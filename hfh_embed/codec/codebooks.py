@@ -170,8 +170,11 @@ class Staircase:
         if count > 1:
             books = _refitted(self._rows, self._weights, codes, books)
             codes = beam_codes(self._rows, books)
-        members = [np.bincount(codes[:, number], self._weights, STAGE_CODES) for number in range(count)]
-        return books, members, self._rows - decoded(codes, books)
+        members: list[F64] = [
+            np.bincount(codes[:, number], self._weights, STAGE_CODES).astype(np.float64) for number in range(count)
+        ]
+        left: F32 = self._rows - decoded(codes, books)
+        return books, members, left
 
 
 def _half_step(latent: F64, weight: F64, bits: int) -> F32:
