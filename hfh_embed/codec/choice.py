@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from hfh_embed.codec.coded import Effort, Form, Progress, Sample, fit_coded, nbytes, plan_coded
+from hfh_embed.codec.coded import Effort, Form, Progress, Sample, fit_coded, nbytes, plan_coded, staircase
 from hfh_embed.codec.forms import Fit, fit_rows, rows_specs
 from hfh_embed.spec import ExactSpec, TableSpec
 
@@ -17,13 +17,13 @@ __all__ = ["EXACT_BITS", "Choice", "Metric", "choose", "smallest"]
 Metric = Literal["cosine", "dot", "l2"]
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
-STAGES = (0, 1, 2, 3, 4, 6)
+STAGES = (0, 1, 2, 3, 4, 6, 9)
 TRIAL_ROWS = 8_192
 TRIAL_QUERIES = 400
 NEIGHBOURS = 10
 EXACT_SHARES = (0.0, 0.25)
 EXACT_BITS = 8
-WORK = 6e10
+WORK = 3e10
 """Steps of the search times states that encoding may cost: the larger the table, the fewer states."""
 
 MOST_STATE_BITS = 12
@@ -51,7 +51,7 @@ def effort_for(table: TableSpec, threads: int) -> Effort:
     """As many states as the table's size allows."""
     steps = table.num_embeddings * table.embedding_dim
     bits = int(np.clip(np.log2(max(WORK / steps, 1)), 8, MOST_STATE_BITS))
-    return Effort(bits, 6, 16_384 if bits > 9 else 8_192, 65_536, threads)
+    return Effort(bits, 5, 16_384 if bits > 9 else 8_192, 65_536, threads)
 
 
 def choose(
@@ -80,6 +80,7 @@ def choose(
         quick_only: try few forms, and return the best quick fit.
     """
     quick = Effort(8, 2, 4_096, 16_384, threads)
+    stairs = staircase(sample, quick, seed)
     best: tuple[float, Form | None, Choice] | None = None
     tried = 0
 
@@ -87,12 +88,12 @@ def choose(
         """Whether this form is the best so far."""
         nonlocal best, tried
         tried += 1
-        tell(min(tried, 9), 10, "try forms")
+        tell(min(tried, 10), 11, "try forms")
         fit: Fit | None
         if form is None:
             fit = fit_rows(table, budget, sample.rows)
         else:
-            plan = plan_coded(table, budget, sample, form, quick, seed)
+            plan = plan_coded(table, budget, sample, form, quick, stairs)
             fit = fit_coded(plan, sample, quick, seed, _silent) if plan is not None else None
         if fit is None:
             return False
@@ -122,7 +123,7 @@ def choose(
     if form is None or quick_only:
         return best[2]
     effort = effort_for(table, threads)
-    plan = plan_coded(table, budget, sample, form, effort, seed)
+    plan = plan_coded(table, budget, sample, form, effort, staircase(sample, effort, seed))
     assert plan is not None
     fit = fit_coded(plan, sample, effort, seed, tell)
     trial = _trial(sample, hot, form.exact.count if form.exact is not None else 0)
@@ -186,11 +187,12 @@ def _nearest(rows: F32, asked: npt.NDArray[np.int64], k: int, metric: Metric) ->
 def smallest(table: TableSpec, sample: Sample, seed: int) -> int:
     """Bytes of the smallest form that can be fitted."""
     quick = Effort(8, 1, 1_024, 1_024, 1)
+    stairs = staircase(sample, quick, seed)
     sizes = [nbytes(spec) for spec in rows_specs(table)]
     low, high = 1, min(sizes)
     while low < high:  # the least budget that some codes fit
         middle = (low + high) // 2
-        if plan_coded(table, middle, sample, Form(0, False), quick, seed) is None:
+        if plan_coded(table, middle, sample, Form(0, False), quick, stairs) is None:
             low = middle + 1
         else:
             high = middle

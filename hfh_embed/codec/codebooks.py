@@ -1,6 +1,7 @@
 """Stages of whole-row codebooks (k-means of the rows, then of what it leaves): what clustered tables begin with.
 
-The k-means is faiss'. Centroids are stored in few bits with one scale a stage, in the unit of each latent entry.
+The k-means is faiss'. Codes are found by a beam search over the stages, and the centroids of all stages are then fitted again together
+(as in Martinez et al., "LSQ++", ECCV 2018). They are stored in few bits with one scale a stage, in the unit of each latent entry.
 """
 
 from __future__ import annotations
@@ -15,13 +16,17 @@ from hfh_embed.errors import MissingDependencyError
 from hfh_embed.layout import Array
 from hfh_embed.packing import levels_from_codes, pack, round_to_codes
 
-__all__ = ["STAGE_BITS", "STAGE_CODES", "Stages", "faiss_module", "kmeans", "kmeans_1d", "nearest"]
+__all__ = ["STAGE_BITS", "STAGE_CODES", "Stages", "Staircase", "faiss_module", "kmeans_1d"]
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 STAGE_BITS = 8
 STAGE_CODES = 1 << STAGE_BITS
 KMEANS_STEPS = 12
+BEAM = 6
+"""Partial codes that the search keeps from one stage to the next."""
+
+BEAM_ROWS = 4_096
 
 
 def faiss_module() -> ModuleType:
@@ -36,7 +41,7 @@ def faiss_module() -> ModuleType:
     return module
 
 
-def kmeans(points: F32, weights: F64, seed: int) -> F32:
+def _kmeans(points: F32, weights: F64, seed: int) -> F32:
     """Centroids (STAGE_CODES, R) of points (n, R); of fewer distinct points, the points themselves."""
     distinct = np.unique(points[: 4 * STAGE_CODES], axis=0)
     if len(points) <= 4 * STAGE_CODES and len(distinct) <= STAGE_CODES:
@@ -70,11 +75,106 @@ def kmeans_1d(points: F64, weights: F64, count: int) -> F64:
     return centres
 
 
-def nearest(rows: F32, centroids: F32) -> npt.NDArray[np.uint8]:
-    """The nearest centroid of each row (n,)."""
-    scores = rows @ centroids.T
-    scores -= 0.5 * (centroids**2).sum(axis=1)
-    return scores.argmax(axis=1).astype(np.uint8)
+def beam_codes(rows: F32, books: list[F32]) -> npt.NDArray[np.uint8]:
+    """The codes (n, stages) of rows (n, R) whose centroids' sum is near them."""
+    codes = np.zeros((len(rows), len(books)), dtype=np.uint8)
+    for start in range(0, len(rows), BEAM_ROWS):
+        part = slice(start, start + BEAM_ROWS)
+        codes[part] = _beam(rows[part], books)
+    return codes
+
+
+def _beam(rows: F32, books: list[F32]) -> npt.NDArray[np.uint8]:
+    n, width = rows.shape
+    rest = rows[:, None]
+    lost = (rows**2).sum(axis=1)[:, None]
+    codes = np.zeros((n, 1, 0), dtype=np.uint8)
+    every = np.arange(n)[:, None]
+    for number, book in enumerate(books):
+        beams = rest.shape[1]
+        wanted = BEAM if number < len(books) - 1 else 1
+        scores = (
+            rest.reshape(-1, width) @ book.T
+        )  # of each partial code the best few: the rest cannot be among the beam's
+        scores -= 0.5 * (book**2).sum(axis=1)
+        each = min(STAGE_CODES, wanted if beams == 1 else min(wanted, 3))
+        best = np.empty((n * beams, each), dtype=np.int64)
+        gain = np.empty((n * beams, each), dtype=np.float32)
+        row = np.arange(n * beams)
+        for place in range(each):
+            best[:, place] = scores.argmax(axis=1)
+            gain[:, place] = scores[row, best[:, place]]
+            scores[row, best[:, place]] = -np.inf
+        left = (lost.reshape(-1, 1) - 2 * gain).reshape(n, -1)
+        kept = (
+            np.argpartition(left, wanted - 1, axis=1)[:, :wanted]
+            if wanted < left.shape[1]
+            else every * 0 + np.arange(left.shape[1])
+        )
+        lost = left[every, kept]
+        picked = best.reshape(n, -1)[every, kept]
+        codes = np.concatenate((codes[every, kept // each], picked[..., None].astype(np.uint8)), axis=2)
+        if number < len(books) - 1:
+            rest = rest[every, kept // each] - book[picked]
+    return codes[:, 0]
+
+
+def _refitted(rows: F32, weights: F64, codes: npt.NDArray[np.uint8], books: list[F32]) -> list[F32]:
+    """The centroids of all stages whose sums by these codes leave the least weighted error."""
+    stages, size = len(books), STAGE_CODES
+    gram = np.zeros((stages * size, stages * size))
+    moment = np.zeros((stages * size, rows.shape[1]))
+    rest = (rows - decoded(codes, books)) * weights[:, None].astype(np.float32)
+    wide = codes.astype(np.int64)
+    for one in range(stages):
+        mine = slice(one * size, (one + 1) * size)
+        order = np.argsort(wide[:, one], kind="stable")
+        present, first = np.unique(wide[order, one], return_index=True)
+        moment[one * size + present] = np.add.reduceat(rest[order], first, axis=0)
+        for other in range(one, stages):
+            theirs = slice(other * size, (other + 1) * size)
+            both = np.bincount(wide[:, one] * size + wide[:, other], weights, size * size).reshape(size, size)
+            gram[mine, theirs] = both
+            gram[theirs, mine] = both.T
+    gram[np.diag_indices_from(gram)] += 1
+    moved = np.linalg.solve(gram, moment).astype(np.float32)
+    return [book + moved[number * size : (number + 1) * size] for number, book in enumerate(books)]
+
+
+def decoded(codes: npt.NDArray[np.uint8], books: list[F32]) -> F32:
+    """The sums of centroids (n, R) that codes (n, stages) name."""
+    total: F32 = books[0][codes[:, 0]]
+    for number in range(1, len(books)):
+        total = total + books[number][codes[:, number]]
+    return total
+
+
+class Staircase:
+    """Centroids of ever more stages for the same rows (n, D): the first ones are found once."""
+
+    def __init__(self, rows: F32, weights: F64, seed: int) -> None:
+        self._rows, self._weights, self._seed = rows, weights, seed
+        self._rest = rows
+        self._books: list[F32] = []
+
+    def stages(self, count: int) -> tuple[list[F32], list[F64], F32]:
+        """Of each stage its centroids (STAGE_CODES, D) and their rows' weight (STAGE_CODES,); what they leave of the rows."""
+        while len(self._books) < count:
+            book = _kmeans(self._rest, self._weights, self._seed + len(self._books))
+            self._books.append(book)
+            self._rest = self._rest - book[beam_codes(self._rest, [book])[:, 0]]
+        books = self._books[:count]
+        if not count:
+            return [], [], self._rows
+        codes = beam_codes(self._rows, books)
+        if count > 1:
+            books = _refitted(self._rows, self._weights, codes, books)
+            codes = beam_codes(self._rows, books)
+        members: list[F64] = [
+            np.bincount(codes[:, number], self._weights, STAGE_CODES).astype(np.float64) for number in range(count)
+        ]
+        left: F32 = self._rows - decoded(codes, books)
+        return books, members, left
 
 
 def _half_step(latent: F64, weight: F64, bits: int) -> F32:
@@ -117,11 +217,9 @@ class Stages:
 
     def encode(self, along: F32) -> tuple[npt.NDArray[np.uint8], F32, F32]:
         """For rows along the axes (n, R): codes (n, stages), what they leave of the rows, and what they stand for in latent units."""
-        codes = np.empty((len(along), len(self.books)), dtype=np.uint8)
-        latent, rest = np.zeros_like(along), along
-        for number, book in enumerate(self.books):
-            plain = (book * self.unit).astype(np.float32)
-            codes[:, number] = nearest(rest, plain)
-            latent += book[codes[:, number]]
-            rest = rest - plain[codes[:, number]]
-        return codes, rest, latent
+        latent = np.zeros_like(along)
+        if not self.books:
+            return np.empty((len(along), 0), dtype=np.uint8), along, latent
+        plain = [(book * self.unit).astype(np.float32) for book in self.books]
+        codes = beam_codes(along, plain)
+        return codes, along - decoded(codes, plain), decoded(codes, self.books)

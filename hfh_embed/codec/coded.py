@@ -13,13 +13,13 @@ import numpy as np
 import numpy.typing as npt
 
 from hfh_embed.codec.allocation import error_bound, runs_for
-from hfh_embed.codec.codebooks import STAGE_BITS, STAGE_CODES, Stages, kmeans, kmeans_1d, nearest
+from hfh_embed.codec.codebooks import STAGE_BITS, STAGE_CODES, Stages, Staircase, kmeans_1d
 from hfh_embed.codec.transform import Axes, QuantisedMap, bands_for, principal_axes, quantise_map
 from hfh_embed.codec.trellis import FARTHEST, LARGEST, Books, encode_rings, fit_books, pack_rings
 from hfh_embed.layout import Array, table_arrays
 from hfh_embed.spec import CodeChunk, CodedSpec, ExactSpec, MapSpec, TableSpec, TrellisSpec
 
-__all__ = ["CodedFit", "CodedPlan", "Effort", "Form", "fit_coded", "nbytes", "plan_coded"]
+__all__ = ["CodedFit", "CodedPlan", "Effort", "Form", "fit_coded", "nbytes", "plan_coded", "staircase"]
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -83,18 +83,19 @@ def nbytes(table: TableSpec) -> int:
     return sum(array.nbytes for array in table_arrays(table).values())
 
 
+def staircase(sample: Sample, effort: Effort, seed: int) -> Staircase:
+    """The stages of a sample, for plans of the same effort."""
+    return Staircase(sample.rows[: effort.stage_rows], sample.weights[: effort.stage_rows], seed)
+
+
 def plan_coded(
-    table: TableSpec, budget: int, sample: Sample, form: Form, effort: Effort, seed: int
+    table: TableSpec, budget: int, sample: Sample, form: Form, effort: Effort, stairs: Staircase
 ) -> CodedPlan | None:
     """The most bits a row that ``budget`` bytes allow for this form; None when they do not suffice."""
     sample = Sample(sample.rows[: effort.stage_rows], sample.weights[: effort.stage_rows])
-    rows = _unit(sample.rows) if form.norms else sample.rows
-    centroids, members = [], []
-    for stage in range(form.stages):
-        centroids.append(kmeans(rows, sample.weights, seed + stage))
-        codes = nearest(rows, centroids[-1])
-        members.append(np.bincount(codes, sample.weights, STAGE_CODES).astype(np.float64))
-        rows = rows - centroids[-1][codes]
+    centroids, members, rows = stairs.stages(form.stages)
+    if form.norms:
+        rows = _unit(sample.rows)
     axes = principal_axes(rows, sample.weights, centred=form.stages == 0)
     if not axes.variance.max() > 0:
         return None

@@ -63,9 +63,9 @@ constexpr int kTall = 2, kWide = 1;
 // One thread's working memory for encoding.
 class TrellisEncoder {
  public:
-  TrellisEncoder(Simd simd, const TrellisPlan& plan, const float* values, const float* squares)
-      : simd_(simd), plan_(plan), values_(values), squares_(squares), states_(int64_t{1} << plan.state_bits), cost_(states_ + kLanes),
-        best_(states_ + kLanes), path_(plan.steps()), place_(plan.steps() + 1) {
+  TrellisEncoder(Simd simd, const TrellisPlan& plan, const float* values)
+      : simd_(simd), plan_(plan), values_(values), states_(int64_t{1} << plan.state_bits), cost_(states_ + kLanes),
+        next_(states_ + kLanes), path_(plan.steps()), place_(plan.steps() + 1) {
     for (int64_t t = 0; t < plan.steps(); ++t) place_[t + 1] = place_[t] + std::max<int64_t>(kLanes, states_ >> plan.bits[t]);
     from_.resize(place_.back());
     int64_t bits = 0;  // enough of them to forget where the first pass began
@@ -111,7 +111,8 @@ class TrellisEncoder {
 
  private:
   void step(int64_t t, const float* x, const float* weight) {
-    HFH_DISPATCH(simd_, viterbi_step(plan_, t, x, weight, values_, squares_, cost_.data(), best_.data(), from_.data() + place_[t]));
+    HFH_DISPATCH(simd_, viterbi_step(plan_, t, x, weight, values_, cost_.data(), next_.data(), from_.data() + place_[t]));
+    cost_.swap(next_);
   }
 
   int64_t previous(int64_t t, int64_t state) const {
@@ -122,9 +123,8 @@ class TrellisEncoder {
   Simd simd_;
   const TrellisPlan& plan_;
   const float* values_;
-  const float* squares_;
   int64_t states_;
-  std::vector<float> cost_, best_;
+  std::vector<float> cost_, next_;
   std::vector<uint16_t> from_;
   std::vector<uint32_t> path_;
   std::vector<int64_t> place_, ends_;

@@ -137,45 +137,6 @@ inline void product(const float* z, int64_t z_stride, int64_t rows, const float*
   for (; r < rows; ++r) product_rows<1>(z + r * z_stride, z_stride, map, latent, dim, bias, out + r * dim);
 }
 
-// The cheapest predecessor of each group of successors: best[m], and its leading bits from[m].
-inline void cheapest(const float* cost, int state_bits, int bits, float* best, uint16_t* from) {
-  const int64_t groups = int64_t{1} << (state_bits - bits), heads = int64_t{1} << bits;
-  if (groups < kLanes) {
-    for (int64_t m = 0; m < groups; ++m) {
-      best[m] = cost[m];
-      from[m] = 0;
-      for (int64_t h = 1; h < heads; ++h) {
-        if (cost[h * groups + m] < best[m]) best[m] = cost[h * groups + m], from[m] = static_cast<uint16_t>(h);
-      }
-    }
-    return;
-  }
-  for (int64_t m = 0; m < groups; m += kLanes) {
-#ifdef HFH_BODY_AVX512
-    __m512 least = _mm512_loadu_ps(cost + m);
-    __m512i head = _mm512_setzero_si512();
-    for (int64_t h = 1; h < heads; ++h) {
-      const __m512 other = _mm512_loadu_ps(cost + h * groups + m);
-      head = _mm512_mask_mov_epi32(head, _mm512_cmp_ps_mask(other, least, _CMP_LT_OQ), _mm512_set1_epi32(static_cast<int>(h)));
-      least = _mm512_min_ps(other, least);
-    }
-    _mm512_storeu_ps(best + m, least);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(from + m), _mm512_cvtepi32_epi16(head));
-#else
-    Floats least = *reinterpret_cast<const Floats*>(cost + m);
-    Ints head = {};
-    for (int64_t h = 1; h < heads; ++h) {
-      const Floats other = *reinterpret_cast<const Floats*>(cost + h * groups + m);
-      const Ints less = other < least;
-      least = less ? other : least;
-      head = less ? Ints{} + static_cast<int32_t>(h) : head;
-    }
-    *reinterpret_cast<Floats*>(best + m) = least;
-    *reinterpret_cast<Shorts*>(from + m) = __builtin_convertvector(head, Shorts);
-#endif
-  }
-}
-
 inline Floats picked(Floats from, Ints lanes) {
 #ifdef __clang__
   Floats to;
@@ -186,57 +147,118 @@ inline Floats picked(Floats from, Ints lanes) {
 #endif
 }
 
-// cost[s] = best[s >> kBits] + sum over the step's entries of weight * (value**2 - 2 x value).
+// The cheapest predecessors of the 16 groups of successors from m on; their leading bits go to from.
+template <int kHeads>
+inline Floats cheapest(const float* cost, int64_t groups, int64_t heads, int64_t m, uint16_t* from) {
+  if (kHeads) heads = kHeads;
+#ifdef HFH_BODY_AVX512
+  __m512 least = _mm512_loadu_ps(cost + m);
+  __m512i head = _mm512_setzero_si512();
+#pragma GCC unroll 8
+  for (int64_t h = 1; h < heads; ++h) {
+    const __m512 other = _mm512_loadu_ps(cost + h * groups + m);
+    head = _mm512_mask_mov_epi32(head, _mm512_cmp_ps_mask(other, least, _CMP_LT_OQ), _mm512_set1_epi32(static_cast<int>(h)));
+    least = _mm512_min_ps(other, least);
+  }
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(from + m), _mm512_cvtepi32_epi16(head));
+  return reinterpret_cast<Floats>(least);
+#else
+  Floats least = *reinterpret_cast<const Floats*>(cost + m);
+  Ints head = {};
+  for (int64_t h = 1; h < heads; ++h) {
+    const Floats other = *reinterpret_cast<const Floats*>(cost + h * groups + m);
+    const Ints less = other < least;
+    least = less ? other : least;
+    head = less ? Ints{} + static_cast<int32_t>(h) : head;
+  }
+  *reinterpret_cast<Shorts*>(from + m) = __builtin_convertvector(head, Shorts);
+  return least;
+#endif
+}
+
+// What the entries of one step cost: weight * (value**2 - 2 x value) each. Copied, so that stores cannot change it.
+struct StepEntries {
+  int count;
+  const float* values[8];
+  float weight[8], linear[8];
+
+  StepEntries(const TrellisPlan& plan, int64_t t, const float* x, const float* weights, const float* all) : count(plan.entries[t]) {
+    for (int v = 0; v < count; ++v) {
+      const int64_t entry = plan.first[t] + v;
+      values[v] = all + plan.book[entry];
+      weight[v] = weights[entry];
+      linear[v] = -2 * weights[entry] * x[entry];
+    }
+  }
+
+  template <bool kOne>
+  Floats after(Floats total, int64_t state) const {
+    for (int v = 0; v < (kOne ? 1 : count); ++v) {
+      const Floats value = *reinterpret_cast<const Floats*>(values[v] + state);
+      total += value * (weight[v] * value + linear[v]);
+    }
+    return total;
+  }
+};
+
+// next[s] = the least cost of a predecessor of s, and of the step; fewer than four bits, so that 16 groups have whole vectors.
 template <int kBits, bool kOne>
-inline void extend(const float* best, int state_bits, int bits, int entries, const float* x, const float* weight, const int32_t* book,
-                   const float* values, const float* squares, float* cost) {
-  const int64_t states = int64_t{1} << state_bits;
+inline void few_bits(const StepEntries step, int state_bits, const float* cost, float* next, uint16_t* from) {
+  const int64_t groups = int64_t{1} << (state_bits - kBits);
   const Ints lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
   const Ints spread = lane >> kBits;
-  constexpr int kCopies = kBits < 4 ? 1 << kBits : 1;
-  const float *value = values + book[0], *square = squares + book[0];
-  const Floats weight0 = Floats{} + weight[0], linear0 = Floats{} - 2 * weight[0] * x[0];
-  for (int64_t begin = 0; begin < states; begin += kCopies * kLanes) {
-    Floats source = {};
-    if (kBits < 4) source = *reinterpret_cast<const Floats*>(best + (begin >> kBits));
+  for (int64_t m = 0; m < groups; m += kLanes) {
+    const Floats least = cheapest<1 << kBits>(cost, groups, 0, m, from);
 #pragma GCC unroll 8
-    for (int copy = 0; copy < kCopies; ++copy) {
-      const int64_t s = begin + copy * kLanes;
-      Floats total = kBits < 4 ? picked(source, spread + copy * (kLanes >> kBits)) : Floats{} + best[s >> bits];
-      total += weight0 * *reinterpret_cast<const Floats*>(square + s) + linear0 * *reinterpret_cast<const Floats*>(value + s);
-      if (!kOne) {
-        for (int v = 1; v < entries; ++v) {
-          total += weight[v] * *reinterpret_cast<const Floats*>(squares + book[v] + s) +
-                   (-2 * weight[v] * x[v]) * *reinterpret_cast<const Floats*>(values + book[v] + s);
-        }
-      }
-      *reinterpret_cast<Floats*>(cost + s) = total;
+    for (int copy = 0; copy < 1 << kBits; ++copy) {
+      const int64_t s = (m << kBits) + copy * kLanes;
+      *reinterpret_cast<Floats*>(next + s) = step.after<kOne>(picked(least, spread + copy * (kLanes >> kBits)), s);
     }
   }
 }
 
-inline void viterbi_step(const TrellisPlan& plan, int64_t t, const float* x, const float* weight, const float* values, const float* squares,
-                         float* cost, float* best, uint16_t* from) {
-  const int bits = plan.bits[t], state_bits = plan.state_bits, entries = plan.entries[t], first = plan.first[t];
-  const int32_t* book = plan.book.data() + first;
-  x += first;
-  weight += first;
-  cheapest(cost, state_bits, bits, best, from);
-  if (state_bits < 4 || (bits < 4 && state_bits - bits < 4)) {  // fewer groups than lanes
-    for (int64_t s = 0; s < (int64_t{1} << state_bits); ++s) {
-      cost[s] = best[s >> bits];
-      for (int v = 0; v < entries; ++v) cost[s] += weight[v] * squares[book[v] + s] - 2 * weight[v] * x[v] * values[book[v] + s];
+inline void many_bits(const StepEntries step, int state_bits, int bits, const float* cost, float* next, uint16_t* from) {
+  const int64_t groups = int64_t{1} << (state_bits - bits), heads = int64_t{1} << bits;
+  for (int64_t m = 0; m < groups; m += kLanes) {
+    const Floats least = cheapest<0>(cost, groups, heads, m, from);
+    for (int64_t g = 0; g < kLanes; ++g) {
+      for (int64_t s = (m + g) << bits; s < (m + g + 1) << bits; s += kLanes) {
+        *reinterpret_cast<Floats*>(next + s) = step.after<false>(Floats{} + least[g], s);
+      }
+    }
+  }
+}
+
+inline void viterbi_step(const TrellisPlan& plan, int64_t t, const float* x, const float* weight, const float* values, const float* cost,
+                         float* next, uint16_t* from) {
+  const int bits = plan.bits[t], state_bits = plan.state_bits;
+  const StepEntries step(plan, t, x, weight, values);
+  if (state_bits - bits < 4) {  // fewer groups than lanes
+    const int64_t groups = int64_t{1} << (state_bits - bits);
+    for (int64_t m = 0; m < groups; ++m) {
+      float least = cost[m];
+      from[m] = 0;
+      for (int64_t h = 1; h < int64_t{1} << bits; ++h) {
+        if (cost[h * groups + m] < least) least = cost[h * groups + m], from[m] = static_cast<uint16_t>(h);
+      }
+      for (int64_t s = m << bits; s < (m + 1) << bits; ++s) {
+        next[s] = least;
+        for (int v = 0; v < step.count; ++v) {
+          const float value = step.values[v][s];
+          next[s] += value * (step.weight[v] * value + step.linear[v]);
+        }
+      }
     }
     return;
   }
-#define HFH_EXTEND(kBits)                                                                                       \
-  return entries == 1 ? extend<kBits, true>(best, state_bits, bits, entries, x, weight, book, values, squares, cost) \
-                      : extend<kBits, false>(best, state_bits, bits, entries, x, weight, book, values, squares, cost)
+#define HFH_FEW_BITS(kBits)                                                               \
+  return step.count == 1 ? few_bits<kBits, true>(step, state_bits, cost, next, from) \
+                         : few_bits<kBits, false>(step, state_bits, cost, next, from)
   switch (bits) {
-    case 1: HFH_EXTEND(1);
-    case 2: HFH_EXTEND(2);
-    case 3: HFH_EXTEND(3);
-    default: HFH_EXTEND(4);
+    case 1: HFH_FEW_BITS(1);
+    case 2: HFH_FEW_BITS(2);
+    case 3: HFH_FEW_BITS(3);
+    default: many_bits(step, state_bits, bits, cost, next, from);
   }
-#undef HFH_EXTEND
+#undef HFH_FEW_BITS
 }

@@ -64,10 +64,8 @@ class Trellis {
     const float *x = rows.data(), *w = weight.data();
     uint16_t* to = states.data();
     nb::gil_scoped_release release;
-    std::vector<float> squares(values_);
-    for (float& value : squares) value *= value;
     hfh::parallel(count, hfh::threads_for(count, num_threads), [&](int64_t, int64_t begin, int64_t end) {
-      hfh::TrellisEncoder encoder(hfh::simd(), plan_, values_.data(), squares.data());
+      hfh::TrellisEncoder encoder(hfh::simd(), plan_, values_.data());
       for (int64_t i = begin; i < end; ++i) {
         const std::vector<uint32_t>& path = encoder.encode(x + i * entries, w);
         std::copy(path.begin(), path.end(), to + i * steps);
