@@ -34,10 +34,23 @@ KEPT = ROOT / "var" / "language_model"
 PLOTS = ROOT / "docs" / "plots"
 
 RUNS: Sequence[tuple[str, float, tuple[float, ...]]] = (
-    ("dense", 1, (2e-3, 4e-3)),
+    ("dense", 1, (4e-3, 8e-3)),
+    ("form:exact_share=0.5,exact_bits=4", 10, (4e-3,)),
+    ("form:exact_share=0.35,exact_bits=4", 32, (4e-3,)),
+    ("form:exact_share=0.25,exact_bits=4", 100, (4e-3,)),
+    ("banded4", 10, (4e-3,)),
+    ("banded4", 32, (4e-3,)),
+    ("banded4", 100, (4e-3,)),
+    ("narrow4", 10, (4e-3,)),
+    ("narrow1", 31.99, (4e-3,)),
+    ("narrow2", 32, (4e-3,)),
+    ("narrow2", 100, (4e-3,)),
+    ("hfh", 10, (4e-3,)),
     ("hfh", 32, (4e-3,)),
     ("hfh", 100, (4e-3,)),
-    ("hfh", 10, (4e-3,)),
+    ("hash-embeddings", 32, (4e-3,)),
+    ("banded", 32, (4e-3,)),
+    ("narrow32", 10, (4e-3,)),
 )
 """Method, ratio, learning rates of the table's values."""
 
