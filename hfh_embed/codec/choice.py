@@ -10,9 +10,13 @@ import numpy.typing as npt
 
 from hfh_embed.codec.coded import Effort, Form, Progress, Sample, fit_coded, nbytes, plan_coded, staircase
 from hfh_embed.codec.forms import Fit, fit_rows, rows_specs
+from hfh_embed.codec.stored import encode_values
+from hfh_embed.errors import InputError
+from hfh_embed.layout import Array
+from hfh_embed.packing import levels_from_codes, unpack
 from hfh_embed.spec import ExactSpec, TableSpec
 
-__all__ = ["EXACT_BITS", "Choice", "Metric", "choose", "smallest"]
+__all__ = ["EXACT_BITS", "Choice", "Metric", "choose", "exact_rows", "smallest"]
 
 Metric = Literal["cosine", "dot", "l2"]
 F32 = npt.NDArray[np.float32]
@@ -99,7 +103,10 @@ def choose(
             return False
         exact = form.exact.count if form is not None and form.exact is not None else 0
         trial = _trial(sample, hot, exact)
-        choice = _measured(fit, trial, metric)
+        try:
+            choice = _measured(fit, trial, metric)
+        except InputError:  # exact rows have no place in this form
+            return False
         score = np.log(max(choice.relative_error, 1e-9)) - np.log(max(choice.recall_at_10, 1e-3))
         if best is not None and score >= best[0]:
             return False
@@ -116,7 +123,9 @@ def choose(
         for share in EXACT_SHARES[1:]:
             exact = _exact(table, int(budget * share), best[2].fit.table.latent_dim)
             if exact is not None:
-                consider(Form(best[1].stages, best[1].norms, exact))
+                # With a factor for each id the centre is an entry of the latent row, thousands of times as large as the
+                # others: one scale for all of an exact row's entries would round the others away, or the centre's.
+                consider(Form(best[1].stages, False, exact))
     if best is None:
         return None
     form = best[1]
@@ -148,10 +157,23 @@ def _exact(table: TableSpec, budget: int, latent: int) -> ExactSpec | None:
     return ExactSpec(count, EXACT_BITS) if count else None
 
 
+def exact_rows(fit: Fit, rows: npt.NDArray[np.floating]) -> tuple[Array, Array, F32]:
+    """Rows (n, D) as exact rows of a form: their stored values, their scales, and what they read as.
+
+    Raises:
+        InputError: latent rows that are too large for the scale of an exact row.
+    """
+    latent = fit.latent(rows)
+    values, scale = encode_values(latent, EXACT_BITS)
+    levels = levels_from_codes(unpack(values, latent.shape[1], EXACT_BITS), EXACT_BITS)
+    return values, scale, fit.dense(levels * scale.astype(np.float32)[:, None])
+
+
 def _measured(fit: Fit, trial: _Trial, metric: Metric) -> Choice:
     """Weighted relative error, and how many of the nearest rows within the trial remain."""
     decoded: F32 = fit.encode(trial.rows)[1]
-    decoded[trial.hot] = trial.rows[trial.hot]
+    if trial.hot.any():
+        decoded[trial.hot] = exact_rows(fit, trial.rows[trial.hot])[2]
     errors = np.square((trial.rows - decoded).astype(np.float64)).sum(axis=1)
     energy = (trial.rows.astype(np.float64) ** 2).sum(axis=1)
     error = float((trial.weights * errors).sum() / max(float((trial.weights * energy).sum()), 1e-300))

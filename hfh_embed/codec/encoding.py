@@ -9,13 +9,11 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from hfh_embed.codec.choice import EXACT_BITS
+from hfh_embed.codec.choice import exact_rows
 from hfh_embed.codec.forms import Fit
-from hfh_embed.codec.stored import encode_values
 from hfh_embed.codec.survey import BLOCK_ROWS, Chunk, Runner, chunks_of
 from hfh_embed.dense import Float32Rows
 from hfh_embed.layout import Array, ArraySpec, table_arrays
-from hfh_embed.packing import levels_from_codes, unpack
 from hfh_embed.spec import TableSpec
 
 __all__ = ["Encoder", "Errors", "InMemory", "Store", "encode_table", "own_arrays"]
@@ -96,10 +94,7 @@ class Encoder:
             first, last = np.searchsorted(self.exact, (part.start, part.stop))
             if self.fit.table.exact is not None:
                 hot = self.exact[first:last] - start
-                latent = self.fit.latent(block[hot])
-                arrays["exact.values"], arrays["exact.scale"] = encode_values(latent, EXACT_BITS)
-                levels = levels_from_codes(unpack(arrays["exact.values"], latent.shape[1], EXACT_BITS), EXACT_BITS)
-                decoded[hot] = self.fit.dense(levels * arrays["exact.scale"].astype(np.float32)[:, None])
+                arrays["exact.values"], arrays["exact.scale"], decoded[hot] = exact_rows(self.fit, block[hot])
             for key, array in arrays.items():
                 blocks.setdefault(key, []).append(array)
             lost = ((block - decoded).astype(np.float64) ** 2).sum(axis=1)

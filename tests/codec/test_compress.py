@@ -225,3 +225,14 @@ def test_no_code_is_better_than_the_bound(power: float) -> None:
     left[: len(rates)] = rates
     bound = error_bound(variance, 96)
     assert bound < float((left * variance).sum()) < 1.5 * bound
+
+
+def test_exact_rows_are_exact_where_rows_have_lengths_of_their_own() -> None:
+    rng = np.random.default_rng(3)
+    directions = rng.standard_normal((12, 48)) @ rng.standard_normal((48, 48)) + 3
+    rows = (rng.standard_normal((3000, 12)) @ directions + 6 * directions[0]) * rng.uniform(0.2, 5, (3000, 1))
+    frequencies = 1 / (1.0 + rng.permutation(3000))
+    snapshot = compress(rows.astype(np.float32), ratio=4, frequencies=frequencies)
+    found = snapshot["table"].lookup(np.arange(3000))
+    error = ((found - rows) ** 2).sum(axis=1) / (rows**2).sum(axis=1)
+    assert error.max() < 0.05, (int(error.argmax()), error.max(), snapshot.metadata["method"])
