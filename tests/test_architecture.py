@@ -27,7 +27,7 @@ PUBLIC = {
     },
     "hfh_embed.nn": {
         *("HFHConv2d", "HFHEmbedding", "HFHEmbeddingBag", "HFHLinear", "Pool", "PoolAdam", "PoolSGD"),
-        *("compress", "load", "replicate", "save"),
+        *("VocabularyHead", "compress", "load", "replicate", "save"),
     },
     "hfh_embed.codec": {"Update", "compress", "update"},
     "hfh_embed.kernels": {"Kernel", "backends", "json_rows", "native_chosen", "prepare"},
