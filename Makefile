@@ -94,6 +94,7 @@ bench: $(STAMPS)/test ## the benchmarks behind the figures in the docs
 	$(BIN)/python -m benchmarks.lookup
 	$(BIN)/python -m benchmarks.train_step
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.locality
+	$(BIN)/python -m benchmarks.sentence_encoder
 	$(BIN)/python -m benchmarks.service
 
 quality: $(STAMPS)/test ## quality at equal bytes, docs/results.md: hours; goes on where it was stopped

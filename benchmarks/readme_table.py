@@ -16,7 +16,10 @@ from language_model import report
 ROOT = Path(__file__).parent.parent
 PAGES = (
     ROOT / "README.md",
-    *(ROOT / "docs" / f"{name}.md" for name in ("compress", "language-models", "service", "training")),
+    *(
+        ROOT / "docs" / f"{name}.md"
+        for name in ("compress", "existing-models", "language-models", "service", "training")
+    ),
 )
 END = "<!-- end -->"
 
@@ -115,6 +118,23 @@ def batching_table() -> str:
     return "\n".join(lines)
 
 
+def sentence_table() -> str:
+    """The rows of results/sentence_encoder.jsonl as Markdown, Spearman and what was lost of it."""
+    rows = _rows("sentence_encoder")
+    lines = ["| token table | bytes | relative error | dev | test |", "|---|---|---|---|---|"]
+    for method, ratio in dict.fromkeys((row["method"], row["ratio"]) for row in rows):
+        of = {row["split"]: row for row in rows if (row["method"], row["ratio"]) == (method, ratio)}
+        first = next(iter(of.values()))
+        scores = [
+            f"{of[split]['spearman']:.4f}"
+            + ("" if method == "dense" else f" ({-of[split]['loss']:+.4f} ± {of[split]['loss_margin']:.4f})")
+            for split in ("dev", "test")
+        ]
+        name = method if method == "dense" else f"{method}, {first['real_ratio']:.1f}×"
+        lines.append(f"| {name} | {first['nbytes']:,} | {first['relative_error']:.4f} | {' | '.join(scores)} |")
+    return "\n".join(lines)
+
+
 def _rows(name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (RESULTS / f"{name}.jsonl").read_text().splitlines()]
 
@@ -127,6 +147,7 @@ TABLES = {
     "batching table": batching_table,
     "vocabulary head table": vocabulary_head_table,
     "words table": lambda: report.table(_rows("language_models")),
+    "sentence table": sentence_table,
 }
 
 

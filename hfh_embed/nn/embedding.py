@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Self
 
 import torch
@@ -17,7 +18,13 @@ __all__ = ["HFHEmbedding", "HFHEmbeddingBag", "Lookup", "padding_id"]
 
 
 class Lookup(nn.Module):
-    """What the layers have in common: one table on a pool of its own (``ratio``) or on a shared one (``pool``, ``name``)."""
+    """What the layers have in common: one table on a pool of its own (``ratio``) or on a shared one (``pool``, ``name``).
+
+    Attributes:
+        row_dtype: what rows are given in, for models of fewer bits; None for float32, or float64 where the values are. ``to`` sets it.
+    """
+
+    row_dtype: torch.dtype | None = None
 
     def __init__(
         self,
@@ -98,6 +105,15 @@ class Lookup(nn.Module):
         """The dense (N, D) matrix, computed anew at each access and as large as a dense table: for small tables and tests."""
         return self.table.rows(torch.arange(self.num_embeddings, device=self._device()))
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        dtype = fn(torch.empty(0, dtype=self.row_dtype or torch.float32)).dtype
+        self.row_dtype = None if dtype == torch.float32 else dtype
+        return self
+
+    def _given(self, rows: Tensor) -> Tensor:
+        return rows if self.row_dtype is None else rows.to(self.row_dtype)
+
     def _device(self) -> torch.device:
         return next(iter([*self.parameters(), *self.buffers()])).device
 
@@ -148,9 +164,9 @@ class HFHEmbedding(Lookup):
         """Rows (*, D) of ids (*)."""
         self.table.check(input)
         if self.table.is_cheap():
-            return self.table.rows(input.reshape(-1).long()).view(*input.shape, self.embedding_dim)
+            return self._given(self.table.rows(input.reshape(-1).long()).view(*input.shape, self.embedding_dim))
         _, rows, inverse = self._unique_rows(input)
-        return nn.functional.embedding(inverse, rows)
+        return self._given(nn.functional.embedding(inverse, rows))
 
     @classmethod
     def from_pretrained(
@@ -220,7 +236,7 @@ class HFHEmbeddingBag(Lookup):
         if not len(rows):  # torch wants a row to look at even when nothing is looked up
             rows = rows.new_zeros(1, self.embedding_dim)
         weights = None if per_sample_weights is None else per_sample_weights.to(rows.dtype)
-        return nn.functional.embedding_bag(
+        bags = nn.functional.embedding_bag(
             inverse,
             rows,
             None if offsets is None else offsets.long(),
@@ -229,6 +245,7 @@ class HFHEmbeddingBag(Lookup):
             include_last_offset=self.include_last_offset,
             padding_idx=padding,
         )
+        return self._given(bags)
 
     @classmethod
     def from_pretrained(

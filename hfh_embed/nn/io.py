@@ -19,7 +19,7 @@ from hfh_embed.nn.vocabulary import VocabularyHead
 from hfh_embed.snapshot import Snapshot
 from hfh_embed.spec import PrivateSpec, TableSpec
 
-__all__ = ["load", "save", "snapshot_of"]
+__all__ = ["layers_of", "load", "save", "snapshot_of"]
 
 
 def save(
@@ -105,23 +105,33 @@ def load(path: str | os.PathLike[str]) -> dict[str, HFHEmbedding]:
     Tables of one pool share it. Few-bit masters start in the middle of their levels.
     """
     with hfh_embed.open(path) as snapshot:
-        spec, arrays = snapshot.spec, dict(snapshot.arrays)
-    pools = {pool.name: _loaded_pool(spec, pool.name, arrays) for pool in spec.pools}
-    without = _loaded_pool(spec, None, arrays) if any(t.residual and not t.shared for t in spec.tables) else None
+        return layers_of(snapshot)
+
+
+def layers_of(snapshot: Snapshot, fresh: bool = False) -> dict[str, HFHEmbedding]:
+    """The tables of a snapshot as layers; see :func:`load`. ``fresh`` ones have its codes, but values that are drawn anew."""
+    spec, arrays = snapshot.spec, dict(snapshot.arrays)
+    pools = {pool.name: _loaded_pool(spec, pool.name, arrays, fresh) for pool in spec.pools}
+    without = _loaded_pool(spec, None, arrays, fresh) if any(t.residual and not t.shared for t in spec.tables) else None
     layers = {}
     for table in spec.tables:
         pool = pools[table.shared.pool] if table.shared is not None else (without if table.residual else None)
-        layers[table.name] = HFHEmbedding._of(Rows(table, pool, loaded=spec.data(table.name, arrays)))
+        drawn = fresh and table.coded is None and table.trellis is None
+        layers[table.name] = HFHEmbedding._of(
+            Rows(table, pool, loaded=None if drawn else spec.data(table.name, arrays))
+        )
     return layers
 
 
 @torch.no_grad()
-def _loaded_pool(spec: SnapshotSpec, name: str | None, arrays: Mapping[str, Array]) -> Pool:
-    """A pool with the values of a snapshot, planned for the tables that read it."""
+def _loaded_pool(spec: SnapshotSpec, name: str | None, arrays: Mapping[str, Array], fresh: bool) -> Pool:
+    """A pool with the values of a snapshot, or fresh ones, planned for the tables that read it."""
     tables = tuple(t for t in spec.tables if (t.shared.pool if t.shared is not None else None) == name)
     if name is None:
         tables = tuple(t for t in tables if t.residual is not None)
     pool = Pool(SnapshotSpec(tables, tuple(p for p in spec.pools if p.name == name)))
+    if fresh:
+        return pool
     for group in pool.plan.residuals():
         for key, parameter in pool.residual(group).named_parameters():
             parameter.copy_(torch.tensor(arrays[f"residual/{group}/{key}"]))

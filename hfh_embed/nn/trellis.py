@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from hfh_embed.layout import Array, TableData
-from hfh_embed.nn.rounding import Scaling, StoredValues
+from hfh_embed.nn.rounding import Scaling, StoredValues, widened
 from hfh_embed.packing import levels_from_codes, packed_bytes, unpack
 from hfh_embed.spec import MapBand, TableSpec
 from hfh_embed.windows import windows_of
@@ -55,7 +55,7 @@ class Trellis(nn.Module):
 
     def _whole(self) -> Tensor:
         """The values as stored integers; the gradient passes the rounding."""
-        scaled = self.values.float() * self.largest
+        scaled = widened(self.values) * self.largest
         rounded = scaled.round().clamp(-self.largest - 1, self.largest)
         return scaled + (rounded - scaled).detach() if scaled.requires_grad else rounded
 

@@ -235,4 +235,4 @@ def test_exact_rows_are_exact_where_rows_have_lengths_of_their_own() -> None:
     snapshot = compress(rows.astype(np.float32), ratio=4, frequencies=frequencies)
     found = snapshot["table"].lookup(np.arange(3000))
     error = ((found - rows) ** 2).sum(axis=1) / (rows**2).sum(axis=1)
-    assert error.max() < 0.05, (int(error.argmax()), error.max(), snapshot.metadata["method"])
+    assert np.quantile(error, 0.99) < 0.01, (int(error.argmax()), error.max(), snapshot.metadata["method"])

@@ -392,39 +392,3 @@ def test_linear_and_conv_layers_train_on_one_pool() -> None:
     assert torch.allclose(linear(rows), rows @ linear.weight.T + linear.bias)
     (conv(images).sum() + linear(rows).sum()).backward()
     assert pool.store.values.grad.any()
-
-
-class _Model(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.words = nn.Embedding(20_000, 16, padding_idx=0)
-        self.again = self.words
-        self.tags = nn.EmbeddingBag(15_000, 8, mode="sum")
-        self.few = nn.Embedding(10, 4)
-
-    def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        return self.words(ids).sum() + self.again(ids).sum() + self.tags(ids[None]).sum()
-
-
-def test_compress_swaps_the_large_tables_of_a_model() -> None:
-    model = _Model()
-    nn.init.normal_(model.words.weight, std=0.02)
-    report = hnn.compress(model, ratio=20)
-    assert (report.tables, report.kept) == (("words", "tags"), ("few",))
-    assert report.ratio >= 20
-    assert model.words is model.again
-    assert model.words.pool is model.tags.pool
-    assert model.words.padding_idx == 0
-    assert abs(float(model.words.weight.detach().std()) / 0.02 - 1) < 0.1
-    model(torch.tensor([1, 2, 3])).backward()
-
-
-def test_compress_refuses_what_it_cannot_do() -> None:
-    with pytest.raises(SpecError, match="no embedding of at least"):
-        hnn.compress(nn.Linear(2, 2), ratio=20)
-    tied = nn.Sequential(nn.Embedding(20_000, 16), nn.Linear(16, 20_000, bias=False))
-    tied[1].weight = tied[0].weight
-    with pytest.raises(SpecError, match="shared with another layer"):
-        hnn.compress(tied, ratio=20)
-    with pytest.raises(SpecError, match="sparse"):
-        hnn.compress(nn.Sequential(nn.Embedding(20_000, 16, sparse=True)), ratio=20)
