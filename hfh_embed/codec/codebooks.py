@@ -16,7 +16,7 @@ from hfh_embed.errors import MissingDependencyError
 from hfh_embed.layout import Array
 from hfh_embed.packing import levels_from_codes, pack, round_to_codes
 
-__all__ = ["STAGE_BITS", "STAGE_CODES", "Stages", "Staircase", "faiss_module", "kmeans_1d"]
+__all__ = ["STAGE_BITS", "STAGE_CODES", "Stages", "Staircase", "beam_for", "faiss_module", "kmeans_1d"]
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -24,7 +24,10 @@ STAGE_BITS = 8
 STAGE_CODES = 1 << STAGE_BITS
 KMEANS_STEPS = 12
 BEAM = 6
-"""Partial codes that the search keeps from one stage to the next."""
+"""Partial codes that the search keeps from one stage to the next, in tables that are not large."""
+
+LARGE = 2**25
+"""Entries of a table from which on the search keeps one: it is then some ten times faster."""
 
 BEAM_ROWS = 4_096
 
@@ -75,16 +78,21 @@ def kmeans_1d(points: F64, weights: F64, count: int) -> F64:
     return centres
 
 
-def beam_codes(rows: F32, books: list[F32]) -> npt.NDArray[np.uint8]:
+def beam_for(entries: int) -> int:
+    """How many partial codes the search keeps for a table of this many entries."""
+    return BEAM if entries < LARGE else 1
+
+
+def beam_codes(rows: F32, books: list[F32], beam: int) -> npt.NDArray[np.uint8]:
     """The codes (n, stages) of rows (n, R) whose centroids' sum is near them."""
     codes = np.zeros((len(rows), len(books)), dtype=np.uint8)
     for start in range(0, len(rows), BEAM_ROWS):
         part = slice(start, start + BEAM_ROWS)
-        codes[part] = _beam(rows[part], books)
+        codes[part] = _beam(rows[part], books, beam)
     return codes
 
 
-def _beam(rows: F32, books: list[F32]) -> npt.NDArray[np.uint8]:
+def _beam(rows: F32, books: list[F32], beam: int) -> npt.NDArray[np.uint8]:
     n, width = rows.shape
     rest = rows[:, None]
     lost = (rows**2).sum(axis=1)[:, None]
@@ -92,7 +100,7 @@ def _beam(rows: F32, books: list[F32]) -> npt.NDArray[np.uint8]:
     every = np.arange(n)[:, None]
     for number, book in enumerate(books):
         beams = rest.shape[1]
-        wanted = BEAM if number < len(books) - 1 else 1
+        wanted = beam if number < len(books) - 1 else 1
         scores = (
             rest.reshape(-1, width) @ book.T
         )  # of each partial code the best few: the rest cannot be among the beam's
@@ -152,8 +160,8 @@ def decoded(codes: npt.NDArray[np.uint8], books: list[F32]) -> F32:
 class Staircase:
     """Centroids of ever more stages for the same rows (n, D): the first ones are found once."""
 
-    def __init__(self, rows: F32, weights: F64, seed: int) -> None:
-        self._rows, self._weights, self._seed = rows, weights, seed
+    def __init__(self, rows: F32, weights: F64, seed: int, beam: int) -> None:
+        self._rows, self._weights, self._seed, self._beam = rows, weights, seed, beam
         self._rest = rows
         self._books: list[F32] = []
 
@@ -162,14 +170,14 @@ class Staircase:
         while len(self._books) < count:
             book = _kmeans(self._rest, self._weights, self._seed + len(self._books))
             self._books.append(book)
-            self._rest = self._rest - book[beam_codes(self._rest, [book])[:, 0]]
+            self._rest = self._rest - book[beam_codes(self._rest, [book], 1)[:, 0]]
         books = self._books[:count]
         if not count:
             return [], [], self._rows
-        codes = beam_codes(self._rows, books)
-        if count > 1:
+        codes = beam_codes(self._rows, books, self._beam)
+        if count > 1 and self._beam > 1:  # what was fitted again does not suit a search that takes the nearest
             books = _refitted(self._rows, self._weights, codes, books)
-            codes = beam_codes(self._rows, books)
+            codes = beam_codes(self._rows, books, self._beam)
         members: list[F64] = [
             np.bincount(codes[:, number], self._weights, STAGE_CODES).astype(np.float64) for number in range(count)
         ]
@@ -215,11 +223,11 @@ class Stages:
         }
         return Stages(books, unit, arrays)
 
-    def encode(self, along: F32) -> tuple[npt.NDArray[np.uint8], F32, F32]:
+    def encode(self, along: F32, beam: int) -> tuple[npt.NDArray[np.uint8], F32, F32]:
         """For rows along the axes (n, R): codes (n, stages), what they leave of the rows, and what they stand for in latent units."""
         latent = np.zeros_like(along)
         if not self.books:
             return np.empty((len(along), 0), dtype=np.uint8), along, latent
         plain = [(book * self.unit).astype(np.float32) for book in self.books]
-        codes = beam_codes(along, plain)
+        codes = beam_codes(along, plain, beam)
         return codes, along - decoded(codes, plain), decoded(codes, self.books)
