@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from hfh_embed.layout import Array
 from hfh_embed.packing import pack
 
-__all__ = ["Scaling", "StoredValues", "half_step_of", "levels", "rounded_rms", "widened"]
+__all__ = ["Scaling", "StoredValues", "half_step_of", "levels", "noisily_rounded", "rounded_rms", "widened"]
 
 STEPS = {1: 1.5958, 2: 0.9957, 4: 0.3352, 8: 0.0308}
 """Step between neighbouring levels, in units of the masters' rms."""
@@ -88,6 +88,13 @@ def _erfinv(x: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtyp
 def widened(values: Tensor) -> Tensor:
     """float32, or float64 where the module was made so: rounding is never done in fewer bits."""
     return values if values.dtype == torch.float64 else values.float()
+
+
+def noisily_rounded(values: Tensor, seed: int) -> Tensor:
+    """float32 values as bfloat16, rounded up or down at random so that they are right on average."""
+    generator = torch.Generator(values.device).manual_seed(seed)
+    noise = torch.randint(0, 2**16, values.shape, dtype=torch.int32, generator=generator, device=values.device)
+    return ((values.view(torch.int32) + noise) >> 16).to(torch.int16).view(torch.bfloat16)
 
 
 class Scaling(enum.Enum):

@@ -24,6 +24,29 @@ inline uint32_t window(Bytes bytes, int64_t bit) {
 
 typedef uint32_t WordVec __attribute__((vector_size(4 * kLanes)));
 
+typedef uint16_t HalfVec __attribute__((vector_size(2 * kLanes)));
+
+// bfloat16 is the upper half of a float32.
+inline Vec load(const uint16_t* from) {
+  HalfVec half;
+  std::memcpy(&half, from, sizeof half);
+  const WordVec words = __builtin_convertvector(half, WordVec) << 16;
+  return (Vec)words;
+}
+
+// Stored as bfloat16, rounded up where the lower half and the noise, 16 random bits, reach the upper half: right on average.
+inline Vec store_noisy(uint16_t* to, Vec v, WordVec noise) {
+  const WordVec words = (WordVec)v + noise;
+#if defined(__AVX512F__)
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtepi32_epi16(_mm512_srli_epi32((__m512i)words, 16)));
+#else
+  const HalfVec half = __builtin_convertvector(words >> 16, HalfVec);
+  std::memcpy(to, &half, sizeof half);
+#endif
+  const WordVec kept = words & 0xFFFF0000u;
+  return (Vec)kept;
+}
+
 // By how much each lane's window is shifted, and which lanes look into the second window (-1).
 template <int kBits>
 struct Shifts {
