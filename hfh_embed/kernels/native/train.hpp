@@ -1,13 +1,26 @@
 // Training: the gradient of a pool from the gradients of rows, and the optimizer's step in the same pass.
 //
 // Version 1, autograd's index_add: a gradient as large as the pool for every table, 2.7 s for 213 k rows of 64 on a 1-bit
-// pool. Version 2, here: the units (id, chunk) are sorted by the line that they read, a line's gradient is summed in the
+// pool. Version 2: the units (id, chunk) are sorted by the line that they read, a line's gradient is summed in the
 // first-level cache, and the line is updated and rounded while it is there. Nothing but the touched lines is read or
-// written, and the order of every sum is that of the ids, whatever the number of threads.
+// written, and the order of every sum is that of the ids, whatever the number of threads. Version 3, here; milliseconds of an
+// update by 213 k units of 40 k lines, and of 164 k lines that hardly two share, on one core of a machine with AVX-512:
+//
+//   version 2: every unit's gradient stored twice over, so that a rotation is a place to begin          26    65
+//   rotations by permuting whole vectors in registers; sums applied from registers                      19    61
+//   prefetches that are there (gcc had taken functions that do nothing else for pure and dropped them)  17    56
+//   masters in huge pages, of float32                                                                   15    44
+//   the beginning of each line asked for eight units ahead                                              11    40
+//   masters of bfloat16                                                                                 11    31
+//
+// What did not help: sums of 4 to 16 lines first and their values after (no overlap gained), prefetchw (48 against 56 ms), not
+// prefetching the second half of a line (60), the signs packed from memory once a line is done. What is left for 164 k lines: a plain
+// loop that adds a constant to the same 336 MB of values takes 28 ms, the gradients' rows lie in memory in the order of the ids.
 #pragma once
 
 #include "fetch.hpp"
 #include "line.hpp"
+#include "masters.hpp"
 
 namespace hfh {
 namespace HFH_ISA {
@@ -61,15 +74,6 @@ inline int sort_by_line(int64_t count, uint32_t most_lines, uint32_t* const (&li
 constexpr int64_t kTogether = 8;   // units of one line that are summed while a word's sums stay in registers
 constexpr int64_t kMostSize = 128;  // slots of a word
 
-// 0, 1, 2, ... from ``first`` on.
-inline IntVec load_counting(unsigned first = 0) {
-  alignas(64) static constexpr int32_t kCounting[32] = {0,  1,  2,  3,  4,  5,  6,  7,  8,  9,  10, 11, 12, 13, 14, 15,
-                                                        16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31};
-  IntVec v;
-  std::memcpy(&v, kCounting + first, sizeof v);
-  return v;
-}
-
 // Some units of one line that are summed together. A line of many units has several of these, one after the other.
 struct Batch {
   int64_t begin, end;
@@ -107,67 +111,6 @@ inline void rotated(const float* row, unsigned first, Vec (&out)[kSize / kLanes]
 #endif
 }
 
-// Bit k is set where value k is not below zero.
-inline uint64_t signs_of(Vec values) {
-#if defined(__AVX512F__)
-  return _mm512_cmp_ps_mask((__m512)values, _mm512_setzero_ps(), _CMP_GE_OQ);
-#elif defined(__AVX2__)
-  return static_cast<unsigned>(_mm256_movemask_ps(_mm256_cmp_ps((__m256)values, _mm256_setzero_ps(), _CMP_GE_OQ)));
-#else
-  uint64_t bits = 0;
-  for (int k = 0; k < kLanes; ++k) bits |= static_cast<uint64_t>(values[k] >= 0.0f) << k;
-  return bits;
-#endif
-}
-
-// The signs of a line's 512 values as its 64 bytes.
-template <class Value>
-inline void pack_line(const Value* values, uint8_t* bytes) {
-  for (int64_t j = 0; j < kLineBits; j += 64) {
-    uint64_t bits = 0;
-    for (int k = 0; k < 64; k += kLanes) bits |= signs_of(load(values + j + k)) << k;
-    std::memcpy(bytes + j / 8, &bits, 8);
-  }
-}
-
-// 16 random bits for each of a line's values, in pairs: value j < 32 of a word of 64 has the lower half of a draw, value j + 32 the
-// upper one. The same whatever the instruction set or the number of threads. The mixer is Wellons' (nullprogram.com, lowbias32).
-inline WordVec noise_pair(uint32_t of_line, int64_t draw) {
-  WordVec x = (WordVec)load_counting() * 0x9E3779B9u + (of_line + static_cast<uint32_t>(draw) * 0x9E3779B9u);
-  x = (x ^ (x >> 16)) * 0x7FEB352Du;
-  return x ^ (x >> 15);
-}
-
-// What the gradients of some values do to them, returned as they become; ``before`` and ``after`` count their squares.
-template <StepKind kKind, class Value>
-inline Vec apply(const Step& step, int64_t slot, Vec g, WordVec noise, Vec& before, Vec& after) {
-  Value* values = static_cast<Value*>(step.values) + slot;
-  const Vec old = load(values);
-  if constexpr (kKind == StepKind::kGradient) {
-    store(values, old + g);
-    return g;
-  } else {
-    Vec now;
-    if constexpr (kKind == StepKind::kSgd) {
-      now = old - spread(step.rate) * g;
-    } else {
-      const Vec m = load(step.first_moment + slot) * step.beta1 + g * (1.0f - step.beta1);
-      const Vec v = load(step.second_moment + slot) * step.beta2 + g * g * (1.0f - step.beta2);
-      store(step.first_moment + slot, m);
-      store(step.second_moment + slot, v);
-      now = old - spread(step.rate) * m / (square_root(v) + step.epsilon);
-    }
-    if constexpr (sizeof(Value) == 2) {
-      now = store_noisy(values, now, noise);
-    } else {
-      store(values, now);
-    }
-    before += old * old;
-    after += now * now;
-    return now;
-  }
-}
-
 // What a batch is summed from: whole rows of gradients, each with its factor and the negated one.
 struct Rows {
   const Unit* unit[kTogether];
@@ -182,7 +125,7 @@ template <StepKind kKind, class Value, int kSize, class Ahead>
 inline void add_batch(const Step& step, const Batch& batch, const Rows& rows, float* sum, Vec& before, Vec& after, const Ahead& ahead) {
   constexpr int kVecs = kSize / kLanes;
   const int64_t line = static_cast<int64_t>(step.line[batch.begin]) * kLineBits, count = batch.end - batch.begin;
-  const uint32_t of_line = static_cast<uint32_t>(sizeof(Value) == 2 ? mix64(step.seed + step.line[batch.begin]) : 0);
+  const Noise noise(sizeof(Value) == 2 && batch.last ? mix64(step.seed + step.line[batch.begin]) : 0);
   for (int u = 0; u < kLineBits / kSize; ++u) {
     for (int w = 0; w < kSize / 64; ++w) ahead(u * (kSize / 64) + w);
     Vec acc[kVecs], part[kVecs];
@@ -195,15 +138,10 @@ inline void add_batch(const Step& step, const Batch& batch, const Rows& rows, fl
     }
     if (batch.last) {
       uint64_t signs[kSize / 64] = {};
-      for (int k = 0; k < kVecs; ++k) {
+      for (int k = 0; k < kVecs; k += 2) {
         const int of_word = k * kLanes % 64;
-        if (of_word >= 32) continue;
-        WordVec noise{};
-        if constexpr (sizeof(Value) == 2) noise = noise_pair(of_line, u * kSize / 2 + k * kLanes / 64 * 32 + of_word);
-        const int64_t slot = line + u * kSize + k * kLanes;
-        const Vec lower = apply<kKind, Value>(step, slot, acc[k], noise & 0xFFFF, before, after);
-        const Vec upper = apply<kKind, Value>(step, slot + 32, acc[k + 32 / kLanes], noise >> 16, before, after);
-        signs[k * kLanes / 64] |= signs_of(lower) << of_word | signs_of(upper) << (of_word + 32);
+        const WordVec* own = noise.of + of_word / kLanes;
+        signs[k * kLanes / 64] |= apply<kKind, Value>(step, line + u * kSize + k * kLanes, acc + k, own, before, after) << of_word;
       }
       if (kKind != StepKind::kGradient) std::memcpy(step.packed + (line + u * kSize) / 8, signs, sizeof signs);
     } else {
@@ -250,6 +188,10 @@ inline double update_as(const Step& step, int64_t begin, int64_t end) {
   while (now.begin < end) {
     for (int64_t i = 0; i < now.end - now.begin; ++i) {
       if (now.begin + i + 2 * kAhead < end) prefetch(&unit(now.begin + i + 2 * kAhead));
+      if (now.begin + i + 8 < end) {  // the beginning of a line makes the processor fetch on by itself
+        const auto* values = static_cast<const Value*>(step.values) + static_cast<int64_t>(step.line[now.begin + i + 8]) * kLineBits;
+        prefetch(values), prefetch(values + 64 / sizeof(Value));
+      }
       if (now.begin + i + kAhead < end) {
         const Unit& soon = unit(now.begin + i + kAhead);
         for (int64_t j = 0; j < soon.used; j += 16) prefetch(soon.gradient + j);
@@ -304,45 +246,6 @@ inline void scatter(const Shared& shared, const int64_t* ids, int64_t count, con
       }
     }
   }
-}
-
-// Values as codes, packed: floor(v / (2 * half_step)) within the levels, as nn/rounding.py has it.
-template <int kBits, class Value>
-inline void pack_codes(const Value* values, int64_t count, float half_step, uint8_t* bytes) {
-  constexpr int kCodes = 32 / kBits;
-  constexpr float kHalf = static_cast<float>(1 << (kBits - 1));
-  const float step = 2.0f * half_step;
-  for (int64_t j = 0; j < count; j += kCodes) {  // pools are whole lines, so there are whole words
-    uint32_t word = 0;
-    for (int k = 0; k < kCodes; ++k) {
-      float value;
-      if constexpr (sizeof(Value) == 2) value = bits_to_float(static_cast<uint32_t>(values[j + k]) << 16); else value = values[j + k];
-      float cell = value / step;
-      cell = cell >= -kHalf ? cell : -kHalf;
-      cell = cell > kHalf - 1.0f ? kHalf - 1.0f : cell;
-      int32_t whole = static_cast<int32_t>(cell);
-      whole -= static_cast<float>(whole) > cell;
-      word |= static_cast<uint32_t>(whole + (1 << (kBits - 1))) << (k * kBits);
-    }
-    std::memcpy(bytes + j * kBits / 8, &word, 4);
-  }
-}
-
-template <class Value>
-inline void pack_values(const Value* values, int64_t count, int bits, float half_step, uint8_t* bytes) {
-  switch (bits) {
-    case 1:
-      for (int64_t line = 0; line < count / kLineBits; ++line) pack_line(values + line * kLineBits, bytes + line * 64);
-      return;
-    case 2: return pack_codes<2>(values, count, half_step, bytes);
-    case 4: return pack_codes<4>(values, count, half_step, bytes);
-    default: return pack_codes<8>(values, count, half_step, bytes);
-  }
-}
-
-inline void pack(const void* values, bool narrow, int64_t count, int bits, float half_step, uint8_t* bytes) {
-  if (narrow) return pack_values(static_cast<const uint16_t*>(values), count, bits, half_step, bytes);
-  pack_values(static_cast<const float*>(values), count, bits, half_step, bytes);
 }
 
 }  // namespace HFH_ISA

@@ -34,19 +34,6 @@ inline Vec load(const uint16_t* from) {
   return (Vec)words;
 }
 
-// Stored as bfloat16, rounded up where the lower half and the noise, 16 random bits, reach the upper half: right on average.
-inline Vec store_noisy(uint16_t* to, Vec v, WordVec noise) {
-  const WordVec words = (WordVec)v + noise;
-#if defined(__AVX512F__)
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtepi32_epi16(_mm512_srli_epi32((__m512i)words, 16)));
-#else
-  const HalfVec half = __builtin_convertvector(words >> 16, HalfVec);
-  std::memcpy(to, &half, sizeof half);
-#endif
-  const WordVec kept = words & 0xFFFF0000u;
-  return (Vec)kept;
-}
-
 // By how much each lane's window is shifted, and which lanes look into the second window (-1).
 template <int kBits>
 struct Shifts {
