@@ -107,6 +107,7 @@ inline __m256i minus_counts(const uint64_t* plane, int64_t stride, int64_t j) {
 #endif
 
 // Write ``used`` <= 64 entries whose counts lie in planes ``stride`` words apart.
+template <bool kStreamed = false>
 inline void widen(const uint64_t* plane, int64_t stride, int64_t used, const Palette& palette, float* out) {
 #if defined(__AVX512BW__)
   __m512i count = counts(plane, stride);
@@ -119,7 +120,7 @@ inline void widen(const uint64_t* plane, int64_t stride, int64_t used, const Pal
     const __m512 row = _mm512_permutexvar_ps(count, values);  // looks at the lowest four bits
     const int64_t left = used - 16 * s;
     if (left >= 16) {
-      _mm512_storeu_ps(out + 16 * s, row);
+      kStreamed ? stream(out + 16 * s, (Vec)row) : store(out + 16 * s, (Vec)row);
     } else {
       _mm512_mask_storeu_ps(out + 16 * s, static_cast<__mmask16>((1u << left) - 1), row);
     }
@@ -137,7 +138,8 @@ inline void widen(const uint64_t* plane, int64_t stride, int64_t used, const Pal
     for (int e = 0; e < 4; ++e) {
       const __m128i eight = e & 1 ? _mm_srli_si128(half[e >> 1], 8) : half[e >> 1];
       const __m256 row = _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(eight)), scales);
-      _mm256_storeu_ps(out + j + 8 * e, _mm256_add_ps(row, _mm256_setzero_ps()));
+      const Vec values = (Vec)_mm256_add_ps(row, _mm256_setzero_ps());
+      kStreamed ? stream(out + j + 8 * e, values) : store(out + j + 8 * e, values);
     }
   }
 #endif
@@ -145,6 +147,7 @@ inline void widen(const uint64_t* plane, int64_t stride, int64_t used, const Pal
 #endif
 }
 
+template <bool kStreamed = false>
 inline void widen(const uint64_t* plane, int64_t stride, int64_t used, const Palette& palette, uint16_t* out) {
 #if defined(__AVX512BW__)
   const __m512i count = counts(plane, stride);

@@ -139,16 +139,17 @@ class RowStream {
   int64_t block_ids_[kBlockRows];
 };
 
-template <class Out>
-inline void clear(const Table& t, const int64_t* ids, int64_t count, Out* out) {
+template <class Entry>
+inline void clear(const Table& t, const int64_t* ids, int64_t count, Entry* out) {
   for (int64_t i = 0; i < count; ++i) {
     if (ids[i] == t.padding_id || (t.zero_unknown && ids[i] >= t.num_embeddings)) {
-      std::memset(out + i * t.embedding_dim, 0, static_cast<size_t>(t.embedding_dim) * sizeof(Out));
+      std::memset(out + i * t.embedding_dim, 0, static_cast<size_t>(t.embedding_dim) * sizeof(Entry));
     }
   }
 }
 
-inline void rows(const Table& t, const int64_t* ids, int64_t count, void* out, bool half, float* scratch) {
+inline void rows(const Table& t, const int64_t* ids, int64_t count, void* out, Out how, float* scratch) {
+  const bool half = how == Out::kHalf;
   const int64_t dim = t.embedding_dim;
   float* wide = static_cast<float*>(out);
   uint16_t* narrow = static_cast<uint16_t*>(out);
@@ -156,6 +157,9 @@ inline void rows(const Table& t, const int64_t* ids, int64_t count, void* out, b
     LineStream stream(t.shared, t.pool.data, t.scale, ids, count);
     if (half) {
       stream.take(count, narrow, dim);
+    } else if (how == Out::kStreamed) {
+      stream.take<true>(count, wide, dim);
+      fence();
     } else {
       stream.take(count, wide, dim);
     }

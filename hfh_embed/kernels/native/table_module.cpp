@@ -18,6 +18,7 @@ namespace {
 
 constexpr int64_t kKeepLockIds = 256;  // fewer ids are answered sooner than the lock is handed over
 constexpr int64_t kNone = INT64_MAX;   // no place of an id
+constexpr int64_t kStreamedBytes = int64_t{16} << 20;
 
 // One table with everything that its rows are computed from; keeps the arrays alive.
 class Table {
@@ -183,7 +184,7 @@ class Table {
       for (int64_t r = begin; r < end; r += kBlockRows) {
         const int64_t some = std::min(kBlockRows, end - r);
         for (int64_t k = 0; k < some; ++k) ids[k] = first + r + k;
-        kernels().rows(table_, ids, some, rows, false, rows + kBlockRows * dim);
+        kernels().rows(table_, ids, some, rows, Out::kFloat, rows + kBlockRows * dim);
         kernels().products(rows, some, dim, states, tokens, to + r, count);
       }
     });
@@ -287,10 +288,13 @@ class Table {
     const bool plain = table_.is_plain() && table_.shared.is_line_form();
     const int64_t threads = hfh::threads_for(count, num_threads), floats = plain ? 0 : kernels().scratch_floats(table_);
     const std::unique_ptr<float[]> scratch(plain ? nullptr : new float[threads * floats]);
+    // So many rows leave the caches before anybody reads them: written past them, a line of memory is not read first.
+    const bool streamed = plain && !half && count * width >= kStreamedBytes && width % 64 == 0 && reinterpret_cast<uintptr_t>(out) % 64 == 0;
+    const hfh::Out how = half ? hfh::Out::kHalf : streamed ? hfh::Out::kStreamed : hfh::Out::kFloat;
     std::atomic<int64_t> refused{kNone};
     hfh::parallel(count, threads, [&](int64_t slot, int64_t begin, int64_t end) {
       if (!admitted(ids, begin, end, refused)) return;
-      kernels().rows(table_, ids + begin, end - begin, static_cast<char*>(out) + begin * width, half,
+      kernels().rows(table_, ids + begin, end - begin, static_cast<char*>(out) + begin * width, how,
                      scratch.get() + slot * floats);
     });
     return refused == kNone ? -1 : refused.load();

@@ -24,6 +24,16 @@ inline uint32_t window(Bytes bytes, int64_t bit) {
 
 typedef uint32_t WordVec __attribute__((vector_size(4 * kLanes)));
 
+typedef uint16_t HalfVec __attribute__((vector_size(2 * kLanes)));
+
+// bfloat16 is the upper half of a float32.
+inline Vec load(const uint16_t* from) {
+  HalfVec half;
+  std::memcpy(&half, from, sizeof half);
+  const WordVec words = __builtin_convertvector(half, WordVec) << 16;
+  return (Vec)words;
+}
+
 // By how much each lane's window is shifted, and which lanes look into the second window (-1).
 template <int kBits>
 struct Shifts {
