@@ -106,26 +106,34 @@ inline __m256i minus_counts(const uint64_t* plane, int64_t stride, int64_t j) {
 }
 #endif
 
-// Write ``used`` <= 64 entries whose counts lie in planes ``stride`` words apart.
-template <bool kStreamed = false>
-inline void widen(const uint64_t* plane, int64_t stride, int64_t used, const Palette& palette, float* out) {
 #if defined(__AVX512BW__)
+// What 64 entries are worth, in a register of 16 ``values`` by count: take(s, vector) for each vector of 16 entries.
+template <class Take>
+inline void look_up(const uint64_t* plane, int64_t stride, __m512 values, const Take& take) {
   __m512i count = counts(plane, stride);
   // Entry 16s + k goes to byte 4k + s: then byte s of every double word holds the counts of one vector of 16 entries.
   const __m512i across = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
   const __m512i within = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
   count = _mm512_shuffle_epi8(_mm512_permutexvar_epi32(across, count), within);
-  const __m512 values = _mm512_load_ps(palette.wide);
-  for (int s = 0; s < 4 && 16 * s < used; ++s) {
-    const __m512 row = _mm512_permutexvar_ps(count, values);  // looks at the lowest four bits
+  for (int s = 0; s < 4; ++s) {
+    take(s, _mm512_permutexvar_ps(count, values));  // looks at the lowest four bits
+    count = _mm512_srli_epi32(count, 8);
+  }
+}
+#endif
+
+// Write ``used`` <= 64 entries whose counts lie in planes ``stride`` words apart.
+template <bool kStreamed = false>
+inline void widen(const uint64_t* plane, int64_t stride, int64_t used, const Palette& palette, float* out) {
+#if defined(__AVX512BW__)
+  look_up(plane, stride, _mm512_load_ps(palette.wide), [&](int s, __m512 row) {
     const int64_t left = used - 16 * s;
     if (left >= 16) {
       kStreamed ? stream(out + 16 * s, (Vec)row) : store(out + 16 * s, (Vec)row);
-    } else {
+    } else if (left > 0) {
       _mm512_mask_storeu_ps(out + 16 * s, static_cast<__mmask16>((1u << left) - 1), row);
     }
-    count = _mm512_srli_epi32(count, 8);
-  }
+  });
 #else
   int64_t j = 0;
 #if defined(__AVX2__)

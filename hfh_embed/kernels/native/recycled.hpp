@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <cstdlib>
+#include <memory>
 #include <mutex>
 #include <new>
 #include <vector>
@@ -36,6 +37,13 @@ inline void* line_aligned(size_t bytes) {
   if (bytes >= kMuch) prefer_huge_pages(data, bytes);
   return data;
 }
+
+struct Free {
+  void operator()(void* memory) const { std::free(memory); }
+};
+using Aligned = std::unique_ptr<float[], Free>;
+
+inline Aligned aligned_floats(size_t count) { return Aligned(static_cast<float*>(line_aligned(count * sizeof(float) + 1))); }
 
 class Recycled {
  public:

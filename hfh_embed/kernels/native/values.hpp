@@ -163,8 +163,9 @@ inline void add_levels(Bytes bytes, int bits, int64_t first, int64_t count, int3
 inline void prefetch_row(const Values& values, int64_t row) {
   const int64_t bytes = values.row_bytes();
   const uint8_t* from = values.bytes.data + row * bytes;
-  for (int64_t b = 0; b < least(bytes, 1024); b += 64) prefetch(from + b);
-  prefetch(from + bytes - 1);
+  prefetch(from);
+  for (int64_t b = 64; b < least(bytes, 1024); b += 64) prefetch(from + b);
+  if (reinterpret_cast<uintptr_t>(from) % 64 + static_cast<uintptr_t>(bytes - 1) % 64 >= 64) prefetch(from + bytes - 1);
 }
 
 inline Bytes row_of(const Values& values, int64_t row) {
