@@ -93,6 +93,7 @@ bench: $(STAMPS)/test ## the benchmarks behind the figures in the docs
 	$(BIN)/python -m benchmarks.codec
 	$(BIN)/python -m benchmarks.lookup
 	$(BIN)/python -m benchmarks.train_step
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.roofline
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.locality
 	$(BIN)/python -m benchmarks.sentence_encoder
 	$(BIN)/python -m benchmarks.service
