@@ -3,8 +3,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hfh_embed.budget import PRESETS, Form, choose, exact_ids, plan
+from hfh_embed.budget import PRESETS, Form, choose, plan
 from hfh_embed.errors import InputError, RatioError, SpecError
+from hfh_embed.frequent import exact_ids
 from hfh_embed.spec import Locality, Reconstruction
 
 GROUP = {"users": (100_000, 64), "items": (1_000, 32), "days": (7, 16)}

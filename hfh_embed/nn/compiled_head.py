@@ -156,7 +156,12 @@ def few_logits(tiled: Tiled, hidden: Tensor) -> Iterator[tuple[int, Tensor]] | N
 def _products(table: Rows) -> Callable[..., None] | None:
     """The kernels' products of hidden states with the rows that a table has now; None where the kernels have not all of its parts."""
     spec, pool = table.spec, table.pool
-    if spec.coded is not None or spec.trellis is not None or (spec.map is not None and spec.map.bands):
+    if (
+        spec.coded is not None
+        or spec.trellis is not None
+        or spec.levels is not None
+        or (spec.map is not None and spec.map.bands)
+    ):
         return None
     if _is_plain(table) and spec.shared is not None and pool is not None and (compiled := pool.compiled_path()):
         return compiled.table(spec.shared, float(pool.multiplier(table.scale)))[0].products
@@ -183,7 +188,7 @@ def _data(table: Rows) -> TableData:
 def _is_plain(table: Rows) -> bool:
     """Whether rows are the shared sum and nothing else."""
     spec, pool = table.spec, table.pool
-    others = (spec.private, spec.exact, spec.map, spec.residual, spec.coded, spec.trellis)
+    others = (spec.private, spec.exact, spec.levels, spec.map, spec.residual, spec.coded, spec.trellis)
     if spec.shared is None or pool is None or pool.spec is None or any(part is not None for part in others):
         return False
     return pool.spec.reconstruction is Reconstruction.SUM
