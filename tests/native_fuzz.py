@@ -12,6 +12,7 @@ import time
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from hfh_embed import reference
 from hfh_embed.errors import SpecError
@@ -178,16 +179,30 @@ def run_training(seed: int) -> bool:
     if not line_form or shared.num_hashes not in (4, 8):
         return True
     stepped = at_the_end(values, offset)
-    grown = gradients.sgd(stepped, stored, 0.1, threads)
+    grown = gradients.sgd(stepped, stored, 0.1, 0, threads)
     assert np.abs(stepped - (values - 0.1 * truth)).max() <= budget, (seed, spec)
+    narrow = at_the_end((values.view(np.uint32) >> 16).astype(np.uint16), offset)
+    before = _widened(narrow)
+    again, marks = at_the_end(narrow, offset), stored.copy()
+    gradients.sgd(narrow, marks, 0.1, seed, threads)
+    gradients.sgd(again, stored.copy(), 0.1, seed, 1)
+    assert narrow.tobytes() == again.tobytes(), (seed, spec)
+    wanted = before - 0.1 * truth
+    assert (np.abs(_widened(narrow) - wanted) <= np.abs(wanted) / 128 + budget).all(), (seed, spec)
     first, second = (at_the_end(np.zeros_like(values), offset) for _ in range(2))
     before = float((stepped.astype(np.float64) ** 2).sum())
     assert abs(before - float((values.astype(np.float64) ** 2).sum()) - grown) <= 1e-4 * (1 + before), (seed, spec)
-    gradients.adam(stepped, first, second, stored, 0.01, 0.9, 0.99, 1e-3, threads)
+    gradients.adam(stepped, first, second, stored, 0.01, 0.9, 0.99, 1e-3, 0, threads)
     assert np.abs(first - 0.1 * truth).max() <= budget and (second >= 0).all(), (seed, spec)
     touched = np.abs(truth).reshape(-1, LINE).any(axis=1).repeat(LINE)
     assert ((unpack(stored, pool.slots, 1) == 1) == (stepped >= 0))[touched].all(), (seed, spec)
+    assert ((unpack(marks, pool.slots, 1) == 1) == (_widened(narrow) >= 0))[touched].all(), (seed, spec)
     return True
+
+
+def _widened(half: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:
+    """bfloat16 as float32."""
+    return (half.astype(np.uint32) << 16).view(np.float32)
 
 
 def _levels(data: Any) -> float:

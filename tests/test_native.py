@@ -310,7 +310,7 @@ def test_gradients_may_come_from_many_threads_while_others_take_them() -> None:
         for _ in range(10):
             gradients.add(*facts, ids, grads, 1.0)
             gradients.into(values, 1 + turn % 3)
-            gradients.sgd(values, stored.copy(), 0.1, 1 + turn % 3)
+            gradients.sgd(values, stored.copy(), 0.1, 0, 1 + turn % 3)
             if turn % 4 == 0:
                 gradients.clear()
 

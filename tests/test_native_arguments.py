@@ -316,11 +316,18 @@ def test_training_refuses_arrays_of_the_wrong_size() -> None:
         with pytest.raises(REFUSED):
             gradients.into(wrong, 1)
         with pytest.raises(REFUSED):
-            gradients.sgd(wrong, packed, 0.1, 1)
+            gradients.sgd(wrong, packed, 0.1, 0, 1)
         with pytest.raises(REFUSED):
-            gradients.adam(values, values.copy(), wrong, packed, 0.1, 0.9, 0.99, 1e-8, 1)
+            gradients.adam(values, values.copy(), wrong, packed, 0.1, 0.9, 0.99, 1e-8, 0, 1)
+    half = np.zeros(5120, np.uint16)
+    for wrong in (half[:-1].copy(), half.astype(np.float16), _read_only(half), half.repeat(2)[::2], _misaligned(half)):
+        with pytest.raises(REFUSED):
+            gradients.sgd(wrong, packed, 0.1, 0, 1)
+        with pytest.raises(REFUSED):
+            _native.pack(wrong, 1, 1.0, packed, 1)
+    gradients.sgd(half, packed, 0.1, 0, 1)
     with pytest.raises(REFUSED):
-        gradients.sgd(values, packed[:-1], 0.1, 1)
+        gradients.sgd(values, packed[:-1], 0.1, 0, 1)
     for bits in (0, 3, 16):
         with pytest.raises(REFUSED):
             _native.pack(values, bits, 1.0, packed, 1)

@@ -93,8 +93,11 @@ class Table:
 def recycled(rows: int, width: int) -> F32:
     """An uninitialised (rows, width) float32 array in memory that earlier ones gave back."""
 
-def pack(values: F32, bits: int, half_step: float, packed: U8, num_threads: int) -> None:
-    """Write the codes of values (S,) into packed (S * bits / 8,)."""
+def prefer_huge_pages(memory: npt.NDArray[Any]) -> None:
+    """Ask the system for huge pages behind an array that nothing was written to yet; nothing happens where it has none."""
+
+def pack(values: F32 | U16, bits: int, half_step: float, packed: U8, num_threads: int) -> None:
+    """Write the codes of values (S,), float32 or bfloat16 as uint16, into packed (S * bits / 8,)."""
 
 class Gradients:
     """The gradients of rows over one pool of S slots, from all its tables."""
@@ -126,12 +129,15 @@ class Gradients:
     def into(self, gradient: F32, num_threads: int) -> None:
         """Add to a gradient of the whole pool, (S,)."""
 
-    def sgd(self, values: F32, packed: U8, rate: float, num_threads: int) -> float:
-        """One step on the touched lines; returns by how much the sum of all squared values grew."""
+    def sgd(self, values: F32 | U16, packed: U8, rate: float, seed: int, num_threads: int) -> float:
+        """One step on the touched lines; returns by how much the sum of all squared values grew.
+
+        Values are float32, or bfloat16 as uint16, which are rounded up or down at random, right on average, by ``seed``.
+        """
 
     def adam(
         self,
-        values: F32,
+        values: F32 | U16,
         first_moment: F32,
         second_moment: F32,
         packed: U8,
@@ -139,6 +145,7 @@ class Gradients:
         beta1: float,
         beta2: float,
         epsilon: float,
+        seed: int,
         num_threads: int,
     ) -> float:
         """One step of Adam on the touched lines; returns as :meth:`sgd`."""

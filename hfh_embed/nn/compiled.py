@@ -21,6 +21,8 @@ from hfh_embed.kernels import native_chosen
 from hfh_embed.nn.tape import Tape
 from hfh_embed.spec import LINE_BITS, Locality, Reconstruction, SharedSpec
 
+Masters = npt.NDArray[np.float32] | npt.NDArray[np.uint16]
+
 if TYPE_CHECKING:
     from hfh_embed.kernels._native import Table
     from hfh_embed.kernels.native_backend import Facts
@@ -48,7 +50,7 @@ class CompiledPool:
         from hfh_embed.kernels._native import Gradients
 
         assert pool.spec is not None
-        self._spec, self._store = pool.spec, pool.store
+        self._spec, self.store = pool.spec, pool.store
         self._tables: dict[SharedSpec, Table] = {}
         self._stored: npt.NDArray[np.uint8] | None = None
         self._stored_of: tuple[int, int] | None = None
@@ -59,14 +61,14 @@ class CompiledPool:
 
     @staticmethod
     def serves(pool: Pool) -> bool:
-        """Whether the kernels can do this pool's work: they are installed, and sum float32 values on the CPU."""
+        """Whether the kernels can do this pool's work: they are installed, and sum float32 or bfloat16 values on the CPU."""
         if pool.spec is None or pool.spec.reconstruction is not Reconstruction.SUM:
             return False
         values = pool.store.values
         return (
             native_chosen()
             and values.device.type == "cpu"
-            and values.dtype == torch.float32
+            and values.dtype in (torch.float32, torch.bfloat16)
             and not torch.compiler.is_compiling()
         )
 
@@ -78,9 +80,11 @@ class CompiledPool:
         """
         return self.taker is not None and self.taker() is not None and not several_processes()
 
-    def values(self) -> npt.NDArray[np.float32]:
-        """The masters, (S,), shared with the parameter."""
-        array: npt.NDArray[np.float32] = self._store.values.detach().reshape(-1).numpy()
+    def values(self) -> Masters:
+        """The masters, (S,), shared with the parameter: float32, or bfloat16 as uint16."""
+        values = self.store.values.detach().reshape(-1)
+        narrow = values.dtype == torch.bfloat16
+        array: Masters = values.view(torch.int16).numpy().view(np.uint16) if narrow else values.numpy()
         return array
 
     def stored(self) -> npt.NDArray[np.uint8]:
@@ -88,28 +92,29 @@ class CompiledPool:
         from hfh_embed.kernels._native import pack
 
         values, bits = self.values(), self._spec.bits
-        now = (self._store.values._version, self._store.values.data_ptr())
+        now = (self.store.values._version, self.store.values.data_ptr())
         if self._stored_of == now and self._stored is not None:
             return self._stored
         if bits >= 16:
-            self._stored = (values.astype(np.float16) if bits == 16 else values).view(np.uint8)
+            floats = self.store.values.detach().float().reshape(-1).numpy()
+            self._stored = (floats.astype(np.float16) if bits == 16 else floats).view(np.uint8)
             self._tables.clear()  # they point at the bytes
         else:
             if self._stored is None:
                 self._stored = np.empty(self._spec.slots * bits // 8, dtype=np.uint8)
-            pack(values, bits, float(self._store.table_half_step()), self._stored, torch.get_num_threads())
+            pack(values, bits, float(self.store.table_half_step()), self._stored, torch.get_num_threads())
         self._stored_of = now
         return self._stored
 
     def keep_stored(self) -> None:
         """Say that the bytes were changed together with the values."""
-        self._stored_of = (self._store.values._version, self._store.values.data_ptr())
+        self._stored_of = (self.store.values._version, self.store.values.data_ptr())
 
     def rows(self, shared: SharedSpec, ids: Tensor, multiplier: float, factor: float) -> Tensor:
         """``multiplier`` times the summed levels of ids (B,), (B, dim). ``factor`` is what a value counts in a row's gradient."""
         table, facts = self.table(shared, multiplier)
         ids = ids.contiguous()
-        values = self._store.values
+        values = self.store.values
         if (tape := Tape.current()) is not None:
             return tape.leaf(values, _computed(table, ids, shared.dim), self._adder(facts, ids, factor))
         if not (torch.is_grad_enabled() and values.requires_grad):
@@ -152,10 +157,15 @@ class CompiledPool:
         """What was collected as one gradient of the values, (1, S); None when an optimizer takes it."""
         if self.is_taken or not len(self.collected):
             return None
-        gradient = torch.zeros_like(self._store.values)
+        return self.take_gradient()
+
+    def take_gradient(self) -> Tensor:
+        """What was collected, as a gradient of the values."""
+        values = self.store.values
+        gradient = torch.zeros_like(values, dtype=torch.float32)
         self.collected.into(gradient.reshape(-1).numpy(), torch.get_num_threads())
         self.collected.clear()
-        return gradient
+        return gradient.to(values.dtype)
 
 
 def _computed(table: Table, ids: Tensor, dim: int) -> Tensor:
@@ -172,7 +182,7 @@ class _Gate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, compiled: weakref.ref[CompiledPool]) -> Tensor:
         ctx.compiled = compiled  # weak, since the pool keeps the gate
-        return values.new_zeros(())
+        return values.new_zeros((), dtype=torch.float32)
 
     @staticmethod
     @once_differentiable

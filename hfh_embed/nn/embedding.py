@@ -38,6 +38,7 @@ class Lookup(nn.Module):
         form: Form | str | None = None,
         frequencies: Any = None,
         std: float | None = None,
+        master: str | None = None,
         seed: int = 0,
         device: Any = None,
         dtype: torch.dtype | None = None,
@@ -52,11 +53,12 @@ class Lookup(nn.Module):
             assert ratio is not None
             counts = None if frequencies is None else {own_name: frequencies}
             shapes = {own_name: (num_embeddings, embedding_dim)}
+            own_std, own_master = 1.0 if std is None else std, master or "float32"
             pool = Pool.for_tables(
-                shapes, ratio, form=form, frequencies=counts, seed=seed, std=1.0 if std is None else std
+                shapes, ratio, form=form, frequencies=counts, seed=seed, std=own_std, master=own_master
             )
-        elif form is not None or frequencies is not None or seed:
-            raise SpecError("form, frequencies and seed belong to the pool; give them to Pool.for_tables")
+        elif form is not None or frequencies is not None or seed or master is not None:
+            raise SpecError("form, frequencies, seed and master belong to the pool; give them to Pool.for_tables")
         spec = _planned(pool, own_name, num_embeddings, embedding_dim).replace(padding_id=padding)
         self._take(Rows(spec, pool, pool.std if std is None else std))
         if device is not None or dtype is not None:
@@ -135,7 +137,7 @@ class HFHEmbedding(Lookup):
         max_norm, norm_type, scale_grad_by_freq, sparse: not supported, refused unless left as they are.
         ratio: dense bytes / stored bytes, for a pool of this table's own.
         pool, name: a pool from :meth:`Pool.for_tables` and the name this table has there.
-        form, frequencies, seed: see :meth:`Pool.for_tables`.
+        form, frequencies, seed, master: see :meth:`Pool.for_tables`.
         std: standard deviation of initial rows; 1.0 as ``nn.Embedding``, or the pool's.
         device, dtype: as ``nn.Embedding``.
 

@@ -18,7 +18,9 @@ from torch import Tensor, nn
 
 from hfh_embed.errors import SpecError
 from hfh_embed.nn.compiled import CompiledPool, is_line_form
+from hfh_embed.nn.memory import spread_out
 from hfh_embed.nn.pool import Pool
+from hfh_embed.nn.rounding import noisily_rounded
 
 __all__ = ["PoolAdam", "PoolSGD"]
 
@@ -50,6 +52,13 @@ class _PoolOptimizer(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's; the values must be those that the state was saved with."""
         super().load_state_dict(state_dict)
+        # torch brings moments to the values' own precision, which may be less than theirs.
+        values = [value for group in self.param_groups for value in group["params"]]
+        places = [place for group in state_dict["param_groups"] for place in group["params"]]
+        for place, value in zip(places, values, strict=True):
+            for name, held in state_dict["state"].get(place, {}).items():
+                if isinstance(held, Tensor):
+                    self.state[value][name] = held.to(value.device, copy=True)
         self._left.clear()
 
     @torch.no_grad()
@@ -67,8 +76,7 @@ class _PoolOptimizer(torch.optim.Optimizer):
                     if values.grad is None:
                         self._step_lines(pool, compiled, group)
                         continue
-                    compiled.collected.into(values.grad.reshape(-1).numpy(), torch.get_num_threads())
-                    compiled.collected.clear()
+                    values.grad += compiled.take_gradient()
                 if values.grad is not None:
                     self._step_dense(values, values.grad, group)
         return loss
@@ -83,6 +91,7 @@ class _PoolOptimizer(torch.optim.Optimizer):
             )  # in pieces: float64 of the whole would be twice its memory
             state["sum_of_squares"] = sum(float(part.double().square().sum()) for part in parts)
         stored = compiled.stored()
+        state["step"] = state.get("step", 0) + 1
         state["sum_of_squares"] += self._update(compiled, stored, state, group)
         torch.autograd.graph.increment_version(values)
         mean = max(state["sum_of_squares"], 0.0) / values.numel()
@@ -94,11 +103,23 @@ class _PoolOptimizer(torch.optim.Optimizer):
         raise NotImplementedError
 
     def _step_dense(self, values: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
+        state = self.state[values]
+        state["step"] = state.get("step", 0) + 1
+        if values.dtype != torch.bfloat16:
+            return self._move(values, grad, state, group)
+        wide = values.float()
+        self._move(wide, grad.float(), state, group)
+        values.copy_(noisily_rounded(wide, state["step"]))
+        return None
+
+    def _move(self, values: Tensor, grad: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
         raise NotImplementedError
 
 
 class PoolSGD(_PoolOptimizer):
     """Gradient descent on pools.
+
+    bfloat16 masters are rounded up or down at random, right on average, so that small steps count too.
 
     Args:
         pools: a pool, several, or a model whose pools are meant.
@@ -109,14 +130,16 @@ class PoolSGD(_PoolOptimizer):
         super().__init__(pools, {"lr": lr})
 
     def _update(self, compiled: CompiledPool, stored: Any, state: dict[str, Any], group: dict[str, Any]) -> float:
-        return compiled.collected.sgd(compiled.values(), stored, group["lr"], torch.get_num_threads())
+        return compiled.collected.sgd(compiled.values(), stored, group["lr"], state["step"], torch.get_num_threads())
 
-    def _step_dense(self, values: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
+    def _move(self, values: Tensor, grad: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
         values.add_(grad, alpha=-group["lr"])
 
 
 class PoolAdam(_PoolOptimizer):
     """Adam on pools, lazily: the moments of a line stay as they are while it is not touched, as in torch's SparseAdam.
+
+    Moments are float32, also where masters are bfloat16, which are rounded as by :class:`PoolSGD`.
 
     Args:
         pools: a pool, several, or a model whose pools are meant.
@@ -137,26 +160,32 @@ class PoolAdam(_PoolOptimizer):
         super().__init__(pools, {"lr": lr, "betas": betas, "eps": eps})
 
     def _moments(self, values: Tensor, state: dict[str, Any], group: dict[str, Any]) -> float:
-        """Count a step; the learning rate with both bias corrections."""
-        if "step" not in state:
-            state["step"] = 0
-            state["first_moment"] = torch.zeros_like(values)
-            state["second_moment"] = torch.zeros_like(values)
-        state["step"] += 1
+        """The learning rate with both bias corrections; the moments are there afterwards."""
+        dtype = torch.promote_types(values.dtype, torch.float32)
+        for name in ("first_moment", "second_moment"):
+            if name not in state:
+                state[name] = spread_out(*values.shape, dtype=dtype, device=values.device).zero_()
         beta1, beta2 = group["betas"]
         return float(group["lr"]) * math.sqrt(1 - beta2 ** state["step"]) / (1 - beta1 ** state["step"])
 
     def _update(self, compiled: CompiledPool, stored: Any, state: dict[str, Any], group: dict[str, Any]) -> float:
-        values = compiled.values()
-        rate = self._moments(torch.from_numpy(values), state, group)
+        rate = self._moments(compiled.store.values, state, group)
         first, second = (state[name].reshape(-1).numpy() for name in ("first_moment", "second_moment"))
         beta1, beta2 = group["betas"]
         return compiled.collected.adam(
-            values, first, second, stored, rate, beta1, beta2, group["eps"], torch.get_num_threads()
+            compiled.values(),
+            first,
+            second,
+            stored,
+            rate,
+            beta1,
+            beta2,
+            group["eps"],
+            state["step"],
+            torch.get_num_threads(),
         )
 
-    def _step_dense(self, values: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
-        state = self.state[values]
+    def _move(self, values: Tensor, grad: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
         rate = self._moments(values, state, group)
         beta1, beta2 = group["betas"]
         touched = grad != 0

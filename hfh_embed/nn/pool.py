@@ -13,11 +13,15 @@ from hfh_embed.errors import SpecError
 from hfh_embed.layout import Array, SnapshotSpec
 from hfh_embed.nn.addressing import slots_and_signs
 from hfh_embed.nn.compiled import CompiledPool
+from hfh_embed.nn.memory import spread_out
 from hfh_embed.nn.rounding import Scaling, StoredValues, levels, rounded_rms, widened
 from hfh_embed.nn.tape import gathered
 from hfh_embed.spec import PoolSpec, PrivateRole, Reconstruction, TableSpec
 
 __all__ = ["Pool", "Residual", "form_of", "part_std"]
+
+MASTERS = {"float32": None, "bfloat16": torch.bfloat16}
+PART = 2**24
 
 
 def form_of(form: Form | str | None) -> Form | None:
@@ -58,10 +62,14 @@ class Pool(nn.Module):
         plan: what the pool was made for: every table and byte.
         spec: the pool's own facts, None for a plan without shared parts.
         std: standard deviation of initial rows.
+        master: how values are held in training, "float32" or "bfloat16".
     """
 
-    def __init__(self, plan: SnapshotSpec, std: float = 1.0) -> None:
+    def __init__(self, plan: SnapshotSpec, std: float = 1.0, master: str = "float32") -> None:
         super().__init__()
+        if master not in MASTERS:
+            raise SpecError(f"master is {master!r}; allowed are {' and '.join(MASTERS)}")
+        self.master = master
         if not std > 0:
             raise SpecError(f"std is {std!r}; give a positive number, nn.Embedding has 1.0")
         self.plan, self.std = plan, std
@@ -78,7 +86,10 @@ class Pool(nn.Module):
         hashes = max(table.shared.num_hashes for table in self.plan.tables if table.shared is not None)
         # Row units: a learning rate means to the pool what it means to nn.Embedding.
         self.value_std = self.std / math.sqrt(hashes)
-        self.store = StoredValues(torch.randn(1, spec.slots).mul_(self.value_std), spec.bits, Scaling.TABLE)
+        values = spread_out(1, spec.slots, dtype=MASTERS[self.master])
+        for part in torch.split(values, PART, dim=1):  # drawn as float32
+            part.copy_(torch.randn(*part.shape, device=part.device).mul_(self.value_std))
+        self.store = StoredValues(values, spec.bits, Scaling.TABLE)
         u, h = spec.num_hashes, spec.hidden
         if spec.reconstruction is Reconstruction.BILINEAR:
             self.linear = nn.Parameter(torch.ones(u))
@@ -109,6 +120,7 @@ class Pool(nn.Module):
         frequencies: Frequencies | None = None,
         seed: int = 0,
         std: float = 1.0,
+        master: str = "float32",
     ) -> Pool:
         """A pool for a group of tables, with one ratio for all of them together.
 
@@ -119,11 +131,14 @@ class Pool(nn.Module):
             frequencies: name -> how often each id is used, for forms with exact rows.
             seed: of the hash functions; torch's own generator makes the initial values.
             std: standard deviation of initial rows; ``nn.Embedding`` has 1.0.
+            master: how the pool's values are held while they are trained: "float32", or "bfloat16", half the memory and
+                memory traffic, for :class:`~hfh_embed.nn.PoolSGD` and :class:`~hfh_embed.nn.PoolAdam`, which round
+                at random. Other optimizers would lose every step smaller than a 500th of a value.
 
         Raises:
             RatioError: the ratio cannot be met; its ``nearest`` can.
         """
-        pool = cls(plan(tables, ratio, form=form_of(form), seed=seed, frequencies=frequencies), std)
+        pool = cls(plan(tables, ratio, form=form_of(form), seed=seed, frequencies=frequencies), std, master)
         pool.frequencies = dict(frequencies or {})
         return pool
 

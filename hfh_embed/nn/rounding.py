@@ -19,7 +19,16 @@ from hfh_embed.layout import Array
 from hfh_embed.nn.tape import gathered
 from hfh_embed.packing import levels_from_codes, pack, unpack
 
-__all__ = ["Scaling", "StoredValues", "half_step_of", "levels", "loaded_values", "rounded_rms", "widened"]
+__all__ = [
+    "Scaling",
+    "StoredValues",
+    "half_step_of",
+    "levels",
+    "loaded_values",
+    "noisily_rounded",
+    "rounded_rms",
+    "widened",
+]
 
 STEPS = {1: 1.5958, 2: 0.9957, 4: 0.3352, 8: 0.0308}
 """Step between neighbouring levels, in units of the masters' rms."""
@@ -103,6 +112,13 @@ def _tell_of_fused_steps(optimizer: torch.optim.Optimizer, args: Any, kwargs: An
 
 
 register_optimizer_step_post_hook(_tell_of_fused_steps)
+
+
+def noisily_rounded(values: Tensor, seed: int) -> Tensor:
+    """float32 values as bfloat16, rounded up or down at random so that they are right on average."""
+    generator = torch.Generator(values.device).manual_seed(seed)
+    noise = torch.randint(0, 2**16, values.shape, dtype=torch.int32, generator=generator, device=values.device)
+    return ((values.view(torch.int32) + noise) >> 16).to(torch.int16).view(torch.bfloat16)
 
 
 class Scaling(enum.Enum):

@@ -71,12 +71,14 @@ class Tape:
 
     def _sum(self, parameter: Tensor) -> Tensor:
         if id(parameter) not in self._sums:
-            self._sums[id(parameter)] = torch.zeros_like(parameter)
+            dtype = torch.promote_types(parameter.dtype, torch.float32)
+            self._sums[id(parameter)] = torch.zeros_like(parameter, dtype=dtype)
         return self._sums[id(parameter)]
 
     def gradients(self, parameters: list[nn.Parameter]) -> list[Tensor | None]:
         """What was summed up, None where nothing was read."""
-        return [self._sums.get(id(parameter)) for parameter in parameters]
+        sums = ((parameter, self._sums.get(id(parameter))) for parameter in parameters)
+        return [None if total is None else total.to(parameter.dtype) for parameter, total in sums]
 
 
 def gathered(parameter: Tensor, places: Tensor, flat: bool = False) -> Tensor:
@@ -85,7 +87,7 @@ def gathered(parameter: Tensor, places: Tensor, flat: bool = False) -> Tensor:
         read = (parameter.view(-1) if flat else parameter).detach().index_select(0, places)
 
         def add(total: Tensor, grad: Tensor) -> None:
-            (total.view(-1) if flat else total).index_add_(0, places, grad)
+            (total.view(-1) if flat else total).index_add_(0, places, grad.to(total.dtype))
 
         return tape.leaf(parameter, read, add)
     if flat:

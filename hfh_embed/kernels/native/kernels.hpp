@@ -15,6 +15,7 @@ constexpr int64_t kMaxHashes = 64;
 
 enum class Locality : int { kFree = 0, kAligned = 1, kLine = 2, kWords = 3 };
 enum class Reconstruction : int { kSum = 0, kBilinear = 1, kMlp = 2 };
+enum class Out : int { kFloat = 0, kHalf = 1, kStreamed = 2 };  // float32, float16, float32 past the caches
 enum class Mode : int { kSum = 0, kMean = 1, kMax = 2 };
 
 struct Shared {
@@ -118,9 +119,12 @@ struct Step {
   StepKind kind;
   const uint32_t *line, *unit;  // sorted by line
   const Unit* units;
-  float *values, *first_moment, *second_moment;
-  uint8_t* packed;  // the values' signs, kept true; null: nobody reads them
+  void* values;
+  bool narrow;  // values are bfloat16, else float32
+  float *first_moment, *second_moment;
+  uint8_t* packed;  // the values' signs, kept true by steps; null for a gradient
   float rate, beta1, beta2, epsilon;
+  uint64_t seed;  // of the noise that bfloat16 values are rounded with
 };
 
 constexpr int64_t kBlockRows = 32;  // rows that are finished together while they are in the cache
@@ -129,8 +133,8 @@ struct Kernels {
   const char* name;
   // Floats of working memory that rows and bags need.
   int64_t (*scratch_floats)(const Table&);
-  // Rows of ids, float32 or float16; every id was admitted before.
-  void (*rows)(const Table&, const int64_t* ids, int64_t count, void* out, bool half, float* scratch);
+  // Rows of ids; every id was admitted before. Streamed ones need rows of whole cache lines that begin on one.
+  void (*rows)(const Table&, const int64_t* ids, int64_t count, void* out, Out how, float* scratch);
   // One row for each bag ids[bounds[k] : bounds[k + 1]]; weights may be null.
   void (*bags)(const Table&, const int64_t* ids, const int64_t* bounds, int64_t bags, const float* weights, Mode mode, void* out,
                bool half, float* scratch);
@@ -141,7 +145,7 @@ struct Kernels {
   int (*sort_by_line)(int64_t count, uint32_t most_lines, uint32_t* const (&line)[2], uint32_t* const (&unit)[2]);
   double (*update)(const Step&, int64_t begin, int64_t end);
   void (*scatter)(const Shared&, const int64_t* ids, int64_t count, const float* grads, float factor, float* gradient);
-  void (*pack)(const float* values, int64_t count, int bits, float half_step, uint8_t* bytes);
+  void (*pack)(const void* values, bool narrow, int64_t count, int bits, float half_step, uint8_t* bytes);
   void (*to_half)(const float* from, int64_t count, uint16_t* to);
   // out[t * stride + r] = rows (count, dim) times hidden (tokens, dim).
   void (*products)(const float* rows, int64_t count, int64_t dim, const float* hidden, int64_t tokens, float* out, int64_t stride);

@@ -33,8 +33,8 @@ class LineStream {
   }
 
   // Write the next rows, ``stride`` apart. All takes but the last take a multiple of kGroup rows.
-  template <class Out>
-  void take(int64_t rows, Out* out, int64_t stride) {
+  template <bool kStreamed = false, class Entry>
+  void take(int64_t rows, Entry* out, int64_t stride) {
     const int64_t size = shared_.chunk_size, parts = size / 64;
     int64_t chunk = 0;
     for (int64_t left = rows * chunks_; left > 0; left -= kGroup) {
@@ -44,7 +44,7 @@ class LineStream {
       for (int64_t r = 0; r < valid; ++r) {
         const int64_t used = least(size, shared_.dim - chunk * size);
         for (int64_t part = 0; part < parts && 64 * part < used; ++part) {
-          widen(&planes[part][0][r], kGroup, least(64, used - 64 * part), palette_, out + chunk * size + 64 * part);
+          widen<kStreamed>(&planes[part][0][r], kGroup, least(64, used - 64 * part), palette_, out + chunk * size + 64 * part);
         }
         if (++chunk == chunks_) chunk = 0, out += stride;
       }

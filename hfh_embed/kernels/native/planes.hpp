@@ -106,25 +106,34 @@ inline __m256i minus_counts(const uint64_t* plane, int64_t stride, int64_t j) {
 }
 #endif
 
-// Write ``used`` <= 64 entries whose counts lie in planes ``stride`` words apart.
-inline void widen(const uint64_t* plane, int64_t stride, int64_t used, const Palette& palette, float* out) {
 #if defined(__AVX512BW__)
+// What 64 entries are worth, in a register of 16 ``values`` by count: take(s, vector) for each vector of 16 entries.
+template <class Take>
+inline void look_up(const uint64_t* plane, int64_t stride, __m512 values, const Take& take) {
   __m512i count = counts(plane, stride);
   // Entry 16s + k goes to byte 4k + s: then byte s of every double word holds the counts of one vector of 16 entries.
   const __m512i across = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
   const __m512i within = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
   count = _mm512_shuffle_epi8(_mm512_permutexvar_epi32(across, count), within);
-  const __m512 values = _mm512_load_ps(palette.wide);
-  for (int s = 0; s < 4 && 16 * s < used; ++s) {
-    const __m512 row = _mm512_permutexvar_ps(count, values);  // looks at the lowest four bits
-    const int64_t left = used - 16 * s;
-    if (left >= 16) {
-      _mm512_storeu_ps(out + 16 * s, row);
-    } else {
-      _mm512_mask_storeu_ps(out + 16 * s, static_cast<__mmask16>((1u << left) - 1), row);
-    }
+  for (int s = 0; s < 4; ++s) {
+    take(s, _mm512_permutexvar_ps(count, values));  // looks at the lowest four bits
     count = _mm512_srli_epi32(count, 8);
   }
+}
+#endif
+
+// Write ``used`` <= 64 entries whose counts lie in planes ``stride`` words apart.
+template <bool kStreamed = false>
+inline void widen(const uint64_t* plane, int64_t stride, int64_t used, const Palette& palette, float* out) {
+#if defined(__AVX512BW__)
+  look_up(plane, stride, _mm512_load_ps(palette.wide), [&](int s, __m512 row) {
+    const int64_t left = used - 16 * s;
+    if (left >= 16) {
+      kStreamed ? stream(out + 16 * s, (Vec)row) : store(out + 16 * s, (Vec)row);
+    } else if (left > 0) {
+      _mm512_mask_storeu_ps(out + 16 * s, static_cast<__mmask16>((1u << left) - 1), row);
+    }
+  });
 #else
   int64_t j = 0;
 #if defined(__AVX2__)
@@ -137,7 +146,8 @@ inline void widen(const uint64_t* plane, int64_t stride, int64_t used, const Pal
     for (int e = 0; e < 4; ++e) {
       const __m128i eight = e & 1 ? _mm_srli_si128(half[e >> 1], 8) : half[e >> 1];
       const __m256 row = _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(eight)), scales);
-      _mm256_storeu_ps(out + j + 8 * e, _mm256_add_ps(row, _mm256_setzero_ps()));
+      const Vec values = (Vec)_mm256_add_ps(row, _mm256_setzero_ps());
+      kStreamed ? stream(out + j + 8 * e, values) : store(out + j + 8 * e, values);
     }
   }
 #endif
@@ -145,6 +155,7 @@ inline void widen(const uint64_t* plane, int64_t stride, int64_t used, const Pal
 #endif
 }
 
+template <bool kStreamed = false>
 inline void widen(const uint64_t* plane, int64_t stride, int64_t used, const Palette& palette, uint16_t* out) {
 #if defined(__AVX512BW__)
   const __m512i count = counts(plane, stride);

@@ -3,7 +3,9 @@
 // At most kKept bytes wait to be used again; what an array holds goes back when the last reference to it is dropped.
 #pragma once
 
+#include <cstdint>
 #include <cstdlib>
+#include <memory>
 #include <mutex>
 #include <new>
 #include <vector>
@@ -14,17 +16,34 @@
 
 namespace hfh {
 
+// Ask for huge pages behind memory that nothing was written to yet.
+inline void prefer_huge_pages(void* data, size_t bytes) {
+#if defined(MADV_HUGEPAGE)
+  constexpr uintptr_t kPage = 4096;
+  const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + kPage - 1) / kPage * kPage;
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + bytes) / kPage * kPage;
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#else
+  (void)data, (void)bytes;
+#endif
+}
+
 // Memory that begins on a cache line, to be freed with std::free; much of it in huge pages where the system has them.
 inline void* line_aligned(size_t bytes) {
   constexpr size_t kMuch = size_t{4} << 20, kHugePage = size_t{2} << 20;
   const size_t unit = bytes >= kMuch ? kHugePage : 64;
   void* data = std::aligned_alloc(unit, (bytes + unit - 1) / unit * unit);
   if (data == nullptr) throw std::bad_alloc();
-#if defined(MADV_HUGEPAGE)
-  if (bytes >= kMuch) madvise(data, bytes, MADV_HUGEPAGE);
-#endif
+  if (bytes >= kMuch) prefer_huge_pages(data, bytes);
   return data;
 }
+
+struct Free {
+  void operator()(void* memory) const { std::free(memory); }
+};
+using Aligned = std::unique_ptr<float[], Free>;
+
+inline Aligned aligned_floats(size_t count) { return Aligned(static_cast<float*>(line_aligned(count * sizeof(float) + 1))); }
 
 class Recycled {
  public:

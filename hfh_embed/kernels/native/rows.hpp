@@ -34,7 +34,8 @@ inline int64_t exact_place(const Exact& exact, int64_t id) {
 inline int64_t scratch_floats(const Table& t) {
   const int64_t network = t.network.kind == Reconstruction::kSum && !t.weighs ? 0 : t.shared.num_hashes * t.shared.dim;
   const int64_t latent = t.map ? kBlockRows * t.latent_dim : 0;
-  return (kBlockRows + 1) * t.embedding_dim + latent + kBlockRows * t.residual.hidden + network + kMaxHashes;
+  const int64_t all = (kBlockRows + 1) * t.embedding_dim + latent + kBlockRows * t.residual.hidden + network + kMaxHashes;
+  return (all + 15) / 16 * 16;  // whole cache lines for each thread
 }
 
 // The rows of many ids in order, a block at a time.
@@ -97,17 +98,31 @@ class RowStream {
     } else if (t_.has_shared) {
       for (int64_t i = 0; i < rows; ++i) shared(block_ids_[i], z + i * stride + before);
     }
-    for (int64_t i = 0; i < rows; ++i) {
-      const int64_t id = block_ids_[i];
-      float* row = z + i * stride;
-      if (t_.has_private && !t_.weighs && has_own(id)) {
-        add_values(row_of(t_.own, id), t_.own.bits, 0, t_.own.count, scale_of(t_.own, id), row);
+    if (t_.has_private && !t_.weighs) {
+      switch (t_.own.bits) {
+        case 1: add_own<1>(rows, z, stride); break;
+        case 2: add_own<2>(rows, z, stride); break;
+        case 4: add_own<4>(rows, z, stride); break;
+        case 8: add_own<8>(rows, z, stride); break;
+        case 16: add_own<16>(rows, z, stride); break;
+        default: add_own<32>(rows, z, stride);
       }
-      if (!t_.exact.count) continue;
-      if (const int64_t place = exact_place(t_.exact, id); place >= 0) {
+    }
+    if (!t_.exact.count) return;
+    for (int64_t i = 0; i < rows; ++i) {
+      float* row = z + i * stride;
+      if (const int64_t place = exact_place(t_.exact, block_ids_[i]); place >= 0) {
         const Values& values = t_.exact.values;
         set_values(row_of(values, place), values.bits, 0, values.count, scale_of(values, place), row);
       }
+    }
+  }
+
+  template <int kBits>
+  void add_own(int64_t rows, float* z, int64_t stride) const {
+    for (int64_t i = 0; i < rows; ++i) {
+      const int64_t id = block_ids_[i];
+      if (has_own(id)) add_values(row_of(t_.own, id), kBits, 0, t_.own.count, scale_of(t_.own, id), z + i * stride);
     }
   }
 
@@ -139,16 +154,17 @@ class RowStream {
   int64_t block_ids_[kBlockRows];
 };
 
-template <class Out>
-inline void clear(const Table& t, const int64_t* ids, int64_t count, Out* out) {
+template <class Entry>
+inline void clear(const Table& t, const int64_t* ids, int64_t count, Entry* out) {
   for (int64_t i = 0; i < count; ++i) {
     if (ids[i] == t.padding_id || (t.zero_unknown && ids[i] >= t.num_embeddings)) {
-      std::memset(out + i * t.embedding_dim, 0, static_cast<size_t>(t.embedding_dim) * sizeof(Out));
+      std::memset(out + i * t.embedding_dim, 0, static_cast<size_t>(t.embedding_dim) * sizeof(Entry));
     }
   }
 }
 
-inline void rows(const Table& t, const int64_t* ids, int64_t count, void* out, bool half, float* scratch) {
+inline void rows(const Table& t, const int64_t* ids, int64_t count, void* out, Out how, float* scratch) {
+  const bool half = how == Out::kHalf;
   const int64_t dim = t.embedding_dim;
   float* wide = static_cast<float*>(out);
   uint16_t* narrow = static_cast<uint16_t*>(out);
@@ -156,6 +172,9 @@ inline void rows(const Table& t, const int64_t* ids, int64_t count, void* out, b
     LineStream stream(t.shared, t.pool.data, t.scale, ids, count);
     if (half) {
       stream.take(count, narrow, dim);
+    } else if (how == Out::kStreamed) {
+      stream.take<true>(count, wide, dim);
+      fence();
     } else {
       stream.take(count, wide, dim);
     }

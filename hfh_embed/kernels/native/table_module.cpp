@@ -18,6 +18,7 @@ namespace {
 
 constexpr int64_t kKeepLockIds = 256;  // fewer ids are answered sooner than the lock is handed over
 constexpr int64_t kNone = INT64_MAX;   // no place of an id
+constexpr int64_t kStreamedBytes = int64_t{16} << 20;
 
 // One table with everything that its rows are computed from; keeps the arrays alive.
 class Table {
@@ -174,7 +175,7 @@ class Table {
     const float* states = hidden.data();
     float* to = out.data();
     const nb::gil_scoped_release release;
-    if (table_.exact.count) std::call_once(directory_made_, [this] { make_directory(); });
+    std::call_once(prepared_, [this] { prepare(); });
     const int64_t threads = hfh::threads_for(count, num_threads), floats = kernels().scratch_floats(table_) + kBlockRows * dim;
     const std::unique_ptr<float[]> scratch(new float[threads * floats]);
     hfh::parallel(count, threads, [&](int64_t slot, int64_t begin, int64_t end) {
@@ -183,7 +184,7 @@ class Table {
       for (int64_t r = begin; r < end; r += kBlockRows) {
         const int64_t some = std::min(kBlockRows, end - r);
         for (int64_t k = 0; k < some; ++k) ids[k] = first + r + k;
-        kernels().rows(table_, ids, some, rows, false, rows + kBlockRows * dim);
+        kernels().rows(table_, ids, some, rows, Out::kFloat, rows + kBlockRows * dim);
         kernels().products(rows, some, dim, states, tokens, to + r, count);
       }
     });
@@ -244,8 +245,22 @@ class Table {
     return values;
   }
 
-  // About four exact ids a bucket, so that an id is found with one or two reads of memory. Made at the first lookup, since
-  // it reads every exact id.
+  // What is made at the first lookup, since it reads more than opening a file should.
+  void prepare() const {
+    if (table_.exact.count) make_directory();
+    on_lines(table_.map, table_.latent_dim * table_.embedding_dim);
+    on_lines(table_.residual.w1, table_.residual.hidden * table_.embedding_dim);
+    on_lines(table_.residual.w2, table_.residual.hidden * table_.embedding_dim);
+  }
+
+  // A matrix that does not begin on a cache line is copied, since products read it for every few rows.
+  void on_lines(const float*& matrix, int64_t count) const {
+    if (!matrix || reinterpret_cast<uintptr_t>(matrix) % 64 == 0) return;
+    copies_.push_back(aligned_floats(count));
+    matrix = std::copy_n(matrix, count, copies_.back().get()) - count;
+  }
+
+  // About four exact ids a bucket, so that an id is found with one or two reads of memory.
   void make_directory() const {
     hfh::Exact& exact = table_.exact;
     const auto at = [&](int64_t place) {
@@ -282,15 +297,18 @@ class Table {
   }
 
   int64_t compute_unlocked(const int64_t* ids, int64_t count, void* out, bool half, int num_threads) const {
-    if (table_.exact.count) std::call_once(directory_made_, [this] { make_directory(); });
+    std::call_once(prepared_, [this] { prepare(); });
     const int64_t width = table_.embedding_dim * (half ? 2 : 4);
     const bool plain = table_.is_plain() && table_.shared.is_line_form();
     const int64_t threads = hfh::threads_for(count, num_threads), floats = plain ? 0 : kernels().scratch_floats(table_);
-    const std::unique_ptr<float[]> scratch(plain ? nullptr : new float[threads * floats]);
+    const Aligned scratch = plain ? nullptr : aligned_floats(threads * floats);
+    // So many rows leave the caches before anybody reads them: written past them, a line of memory is not read first.
+    const bool streamed = plain && !half && count * width >= kStreamedBytes && width % 64 == 0 && reinterpret_cast<uintptr_t>(out) % 64 == 0;
+    const hfh::Out how = half ? hfh::Out::kHalf : streamed ? hfh::Out::kStreamed : hfh::Out::kFloat;
     std::atomic<int64_t> refused{kNone};
     hfh::parallel(count, threads, [&](int64_t slot, int64_t begin, int64_t end) {
       if (!admitted(ids, begin, end, refused)) return;
-      kernels().rows(table_, ids + begin, end - begin, static_cast<char*>(out) + begin * width, half,
+      kernels().rows(table_, ids + begin, end - begin, static_cast<char*>(out) + begin * width, how,
                      scratch.get() + slot * floats);
     });
     return refused == kNone ? -1 : refused.load();
@@ -301,9 +319,9 @@ class Table {
     const nb::gil_scoped_release release;
     const int64_t bags = static_cast<int64_t>(bounds.size()) - 1, members = bounds[bags] - bounds[0];
     const int64_t width = table_.embedding_dim * (half ? 2 : 4);
-    if (table_.exact.count) std::call_once(directory_made_, [this] { make_directory(); });
+    std::call_once(prepared_, [this] { prepare(); });
     const int64_t threads = hfh::threads_for(members, num_threads), floats = kernels().scratch_floats(table_);
-    const std::unique_ptr<float[]> scratch(new float[threads * floats]);
+    const Aligned scratch = aligned_floats(threads * floats);
     std::atomic<int64_t> refused{kNone};
     hfh::parallel(bags, threads, [&](int64_t slot, int64_t begin, int64_t end) {
       if (!admitted(ids, bounds[begin], bounds[end], refused)) return;
@@ -324,7 +342,8 @@ class Table {
   mutable hfh::Table table_;
   std::vector<nb::object> kept_;
   mutable std::vector<int64_t> directory_;
-  mutable std::once_flag directory_made_;
+  mutable std::vector<Aligned> copies_;
+  mutable std::once_flag prepared_;
 };
 
 }  // namespace

@@ -1,13 +1,26 @@
 // Training: the gradient of a pool from the gradients of rows, and the optimizer's step in the same pass.
 //
 // Version 1, autograd's index_add: a gradient as large as the pool for every table, 2.7 s for 213 k rows of 64 on a 1-bit
-// pool. Version 2, here: the units (id, chunk) are sorted by the line that they read, a line's gradient is summed in the
+// pool. Version 2: the units (id, chunk) are sorted by the line that they read, a line's gradient is summed in the
 // first-level cache, and the line is updated and rounded while it is there. Nothing but the touched lines is read or
-// written, and the order of every sum is that of the ids, whatever the number of threads.
+// written, and the order of every sum is that of the ids, whatever the number of threads. Version 3, here; milliseconds of an
+// update by 213 k units of 40 k lines, and of 164 k lines that hardly two share, on one core of a machine with AVX-512:
+//
+//   version 2: every unit's gradient stored twice over, so that a rotation is a place to begin          26    65
+//   rotations by permuting whole vectors in registers; sums applied from registers                      19    61
+//   prefetches that are there (gcc had taken functions that do nothing else for pure and dropped them)  17    56
+//   masters in huge pages, of float32                                                                   15    44
+//   the beginning of each line asked for eight units ahead                                              11    40
+//   masters of bfloat16                                                                                 11    31
+//
+// What did not help: sums of 4 to 16 lines first and their values after (no overlap gained), prefetchw (48 against 56 ms), not
+// prefetching the second half of a line (60), the signs packed from memory once a line is done. What is left for 164 k lines: a plain
+// loop that adds a constant to the same 336 MB of values takes 28 ms, the gradients' rows lie in memory in the order of the ids.
 #pragma once
 
 #include "fetch.hpp"
 #include "line.hpp"
+#include "masters.hpp"
 
 namespace hfh {
 namespace HFH_ISA {
@@ -61,123 +74,156 @@ inline int sort_by_line(int64_t count, uint32_t most_lines, uint32_t* const (&li
 constexpr int64_t kTogether = 8;   // units of one line that are summed while a word's sums stay in registers
 constexpr int64_t kMostSize = 128;  // slots of a word
 
-// A unit's gradient two times over, so that a rotation is a place to begin.
-inline void lay_out(const Unit& unit, float* twice) {
-  const int64_t size = unit.size;
-  if (unit.used == size) {
-    for (int64_t j = 0; j < size; j += kLanes) {
-      const Vec part = load(unit.gradient + j);
-      store(twice + j, part);
-      store(twice + size + j, part);
-    }
-    return;
-  }
-  for (int64_t j = 0; j < size; ++j) twice[j] = twice[size + j] = j < unit.used ? unit.gradient[j] : 0.0f;
-}
+// Some units of one line that are summed together. A line of many units has several of these, one after the other.
+struct Batch {
+  int64_t begin, end;
+  bool first, last;  // of its line
+};
 
-// sum[slot] += factor * sign * gradient of the entry that reads the slot, for all words of some units of one line.
+// Entries of a row in the order of slots, begun ``first`` entries after its first one: out[k] holds entries first + k * kLanes and
+// on, around the end. Whole vectors are loaded and shifted in registers: a load at any place would cross lines.
 template <int kSize>
-inline void add_units(const Unit* const* units, const float* const* twice, int64_t count, float* sum) {
-  constexpr int kVecs = kSize / kLanes;
-  for (int u = 0; u < kLineBits / kSize; ++u) {
-    Vec acc[kVecs];
-    for (int k = 0; k < kVecs; ++k) acc[k] = load(sum + u * kSize + k * kLanes);
-    for (int64_t i = 0; i < count; ++i) {
-      const unsigned field = static_cast<unsigned>(units[i]->fields >> (8 * u)) & 0xFF;
-      const float* from = twice[i] + kSize - (field & (kSize - 1));
-      const Vec factor = spread(field & 0x80 ? -units[i]->factor : units[i]->factor);
-      for (int k = 0; k < kVecs; ++k) acc[k] = multiply_add(load(from + k * kLanes), factor, acc[k]);
-    }
-    for (int k = 0; k < kVecs; ++k) store(sum + u * kSize + k * kLanes, acc[k]);
-  }
-}
-
-// The signs of a line's 512 values as its 64 bytes: bit set where the value is not below zero.
-inline void pack_line(const float* values, uint8_t* bytes) {
+inline void rotated(const float* row, unsigned first, Vec (&out)[kSize / kLanes]) {
+  constexpr unsigned kVecs = kSize / kLanes;
+#if defined(__AVX2__)
+  const unsigned skipped = first / kLanes;
+  const IntVec from = load_counting(first % kLanes);
+  Vec part = load(row + skipped % kVecs * kLanes);
 #if defined(__AVX512F__)
-  for (int64_t j = 0; j < kLineBits; j += 16) {
-    const uint16_t bits = _mm512_cmp_ps_mask(_mm512_loadu_ps(values + j), _mm512_setzero_ps(), _CMP_GE_OQ);
-    std::memcpy(bytes + j / 8, &bits, 2);
+  for (unsigned k = 0; k < kVecs; ++k) {
+    const Vec next = load(row + (skipped + k + 1) % kVecs * kLanes);
+    out[k] = (Vec)_mm512_permutex2var_ps((__m512)part, (__m512i)from, (__m512)next);
+    part = next;
   }
 #else
-  for (int64_t j = 0; j < kLineBits; j += 8) {
-    unsigned bits = 0;
-    for (int k = 0; k < 8; ++k) bits |= static_cast<unsigned>(values[j + k] >= 0.0f) << k;
-    bytes[j / 8] = static_cast<uint8_t>(bits);
+  const __m256 wrapped = (__m256)(from > kLanes - 1);  // a permutation looks at the lowest three bits
+  __m256 turned = _mm256_permutevar8x32_ps((__m256)part, (__m256i)from);
+  for (unsigned k = 0; k < kVecs; ++k) {
+    const __m256 next = _mm256_permutevar8x32_ps((__m256)load(row + (skipped + k + 1) % kVecs * kLanes), (__m256i)from);
+    out[k] = (Vec)_mm256_blendv_ps(turned, next, wrapped);
+    turned = next;
+  }
+#endif
+#else
+  for (unsigned k = 0; k < kVecs; ++k) {
+    for (unsigned lane = 0; lane < kLanes; ++lane) out[k][lane] = row[(first + k * kLanes + lane) % kSize];
   }
 #endif
 }
 
-// What one line's gradient does to its values; returns by how much the sum of their squares grew.
-inline double apply(const Step& step, int64_t line, const float* sum) {
-  float* values = step.values + line * kLineBits;
-  if (step.kind == StepKind::kGradient) {
-    for (int64_t j = 0; j < kLineBits; j += kLanes) store(values + j, load(values + j) + load(sum + j));
-    return 0.0;
-  }
-  Vec before{}, after{};
-  float* first = step.first_moment + line * kLineBits;
-  float* second = step.second_moment + line * kLineBits;
-  const Vec rate = spread(step.rate);
-  for (int64_t j = 0; j < kLineBits; j += kLanes) {
-    const Vec old = load(values + j), g = load(sum + j);
-    Vec now;
-    if (step.kind == StepKind::kSgd) {
-      now = old - rate * g;
-    } else {
-      const Vec m = load(first + j) * step.beta1 + g * (1.0f - step.beta1);
-      const Vec v = load(second + j) * step.beta2 + g * g * (1.0f - step.beta2);
-      store(first + j, m);
-      store(second + j, v);
-      now = old - rate * m / (square_root(v) + step.epsilon);
+// What a batch is summed from: whole rows of gradients, each with its factor and the negated one.
+struct Rows {
+  const Unit* unit[kTogether];
+  const float* row[kTogether];
+  float factor[kTogether][2];
+  alignas(64) float padded[kTogether][kMostSize];  // of units that use only a part of their words
+};
+
+// sum[slot] += factor * sign * gradient of the entry that reads the slot, for all words of a batch; the last batch of a line is
+// applied at once. ``ahead(w)`` is called for each eighth of the line.
+template <StepKind kKind, class Value, int kSize, class Ahead>
+inline void add_batch(const Step& step, const Batch& batch, const Rows& rows, float* sum, Vec& before, Vec& after, const Ahead& ahead) {
+  constexpr int kVecs = kSize / kLanes;
+  const int64_t line = static_cast<int64_t>(step.line[batch.begin]) * kLineBits, count = batch.end - batch.begin;
+  const Noise noise(sizeof(Value) == 2 && batch.last ? mix64(step.seed + step.line[batch.begin]) : 0);
+  for (int u = 0; u < kLineBits / kSize; ++u) {
+    for (int w = 0; w < kSize / 64; ++w) ahead(u * (kSize / 64) + w);
+    Vec acc[kVecs], part[kVecs];
+    for (int k = 0; k < kVecs; ++k) acc[k] = batch.first ? Vec{} : load(sum + u * kSize + k * kLanes);
+    for (int64_t i = 0; i < count; ++i) {
+      const unsigned field = static_cast<unsigned>(rows.unit[i]->fields >> (8 * u)) & 0xFF;
+      const Vec factor = spread(rows.factor[i][field >> 7]);
+      rotated<kSize>(rows.row[i], (kSize - field) & (kSize - 1), part);
+      for (int k = 0; k < kVecs; ++k) acc[k] = multiply_add(part[k], factor, acc[k]);
     }
-    store(values + j, now);
-    before += old * old;
-    after += now * now;
+    if (batch.last) {
+      uint64_t signs[kSize / 64] = {};
+      for (int k = 0; k < kVecs; k += 2) {
+        const int of_word = k * kLanes % 64;
+        const WordVec* own = noise.of + of_word / kLanes;
+        signs[k * kLanes / 64] |= apply<kKind, Value>(step, line + u * kSize + k * kLanes, acc + k, own, before, after) << of_word;
+      }
+      if (kKind != StepKind::kGradient) std::memcpy(step.packed + (line + u * kSize) / 8, signs, sizeof signs);
+    } else {
+      for (int k = 0; k < kVecs; ++k) store(sum + u * kSize + k * kLanes, acc[k]);
+    }
   }
-  if (step.packed) pack_line(values, step.packed + line * (kLineBits / 8));
+}
+
+// Units begin ... end in the order of their lines, whole lines only; returns by how much the sum of all squared values grew.
+// While a batch is summed, the memory is asked for what the next but one needs, an eighth at a time.
+template <StepKind kKind, class Value>
+inline double update_as(const Step& step, int64_t begin, int64_t end) {
+  constexpr int64_t kAhead = 12;  // units
+  alignas(64) float sum[kLineBits];
+  Rows rows;
   double grown = 0.0;
-  for (int k = 0; k < kLanes; ++k) grown += static_cast<double>(after[k]) - static_cast<double>(before[k]);
+  const auto unit = [&](int64_t i) -> const Unit& { return step.units[step.unit[i]]; };
+  const auto after_of = [&](const Batch& batch) {
+    Batch next{batch.end, batch.end, batch.last, true};
+    if (next.begin == end) return next;
+    const uint32_t line = step.line[next.begin];
+    const int16_t size = unit(next.begin).size;
+    const int64_t most_end = least(end, next.begin + kTogether);
+    while (++next.end < most_end && step.line[next.end] == line && unit(next.end).size == size) {
+    }
+    next.last = next.end == end || step.line[next.end] != line;
+    return next;
+  };
+  const auto ask = [&](const Batch& batch, int eighth) {
+    if (!batch.first || batch.begin == end) return;
+    const int64_t slot = static_cast<int64_t>(step.line[batch.begin]) * kLineBits + 64 * eighth;
+    const auto* values = static_cast<const Value*>(step.values) + slot;
+    for (size_t j = 0; j < 64; j += 64 / sizeof(Value)) prefetch(values + j);
+    for (int64_t j = 0; j < 64; j += 16) {
+      if constexpr (kKind == StepKind::kAdam) {
+        prefetch(step.first_moment + slot + j);
+        prefetch(step.second_moment + slot + j);
+      }
+    }
+    if (kKind != StepKind::kGradient && eighth == 0) prefetch(step.packed + slot / 8);
+  };
+  Batch now = after_of({begin, begin, true, true}), next = after_of(now), soon = after_of(next);
+  for (int eighth = 0; eighth < 8; ++eighth) ask(now, eighth), ask(next, eighth);
+  while (now.begin < end) {
+    for (int64_t i = 0; i < now.end - now.begin; ++i) {
+      if (now.begin + i + 2 * kAhead < end) prefetch(&unit(now.begin + i + 2 * kAhead));
+      if (now.begin + i + 8 < end) {  // the beginning of a line makes the processor fetch on by itself
+        const auto* values = static_cast<const Value*>(step.values) + static_cast<int64_t>(step.line[now.begin + i + 8]) * kLineBits;
+        prefetch(values), prefetch(values + 64 / sizeof(Value));
+      }
+      if (now.begin + i + kAhead < end) {
+        const Unit& soon = unit(now.begin + i + kAhead);
+        for (int64_t j = 0; j < soon.used; j += 16) prefetch(soon.gradient + j);
+      }
+      const Unit& one = unit(now.begin + i);
+      rows.unit[i] = &one, rows.row[i] = one.gradient;
+      rows.factor[i][0] = one.factor, rows.factor[i][1] = -one.factor;
+      if (one.used == one.size) continue;
+      rows.row[i] = rows.padded[i];
+      for (int64_t j = 0; j < one.size; ++j) rows.padded[i][j] = j < one.used ? one.gradient[j] : 0.0f;
+    }
+    Vec before{}, after{};
+    const auto ahead = [&](int eighth) { ask(soon, eighth); };
+    if (rows.unit[0]->size == 64) {
+      add_batch<kKind, Value, 64>(step, now, rows, sum, before, after, ahead);
+    } else {
+      add_batch<kKind, Value, kMostSize>(step, now, rows, sum, before, after, ahead);
+    }
+    for (int k = 0; k < kLanes; ++k) grown += static_cast<double>(after[k]) - static_cast<double>(before[k]);
+    now = next, next = soon, soon = after_of(soon);
+  }
   return grown;
 }
 
-// Units begin ... end in the order of their lines, whole lines only. Gradients are laid out kTogether units before they are
-// summed: a load that crosses two stores has to wait until both have left the processor's store buffer.
 inline double update(const Step& step, int64_t begin, int64_t end) {
-  constexpr int64_t kRing = 2 * kTogether;
-  alignas(64) float sum[kLineBits], twice[kRing][2 * kMostSize];
-  int64_t laid_out = begin;
-  double grown = 0.0;
-  const auto unit = [&](int64_t i) -> const Unit& { return step.units[step.unit[i]]; };
-  const auto prepare = [&](int64_t i) {
-    if (i + 2 * kTogether < end) prefetch(&unit(i + 2 * kTogether));
-    if (i + kTogether < end) {
-      const Unit& soon = unit(i + kTogether);
-      for (int64_t j = 0; j < soon.used; j += 16) prefetch(soon.gradient + j);
-    }
-    if (i == begin || step.line[i] != step.line[i - 1]) {
-      const float* values = step.values + static_cast<int64_t>(step.line[i]) * kLineBits;
-      for (int64_t j = 0; j < kLineBits; j += 16) prefetch(values + j);
-    }
-    lay_out(unit(i), twice[i % kRing]);
-  };
-  for (int64_t i = begin; i < end;) {
-    const uint32_t line = step.line[i];
-    std::memset(sum, 0, sizeof sum);
-    while (i < end && step.line[i] == line) {
-      const Unit* units[kTogether];
-      const float* laid[kTogether];
-      int64_t count = 0;
-      const int64_t size = unit(i).size;
-      for (; count < kTogether && i < end && step.line[i] == line && unit(i).size == size; ++i, ++count) {
-        while (laid_out < least(end, i + kTogether)) prepare(laid_out), ++laid_out;
-        units[count] = &unit(i), laid[count] = twice[i % kRing];
-      }
-      size == 64 ? add_units<64>(units, laid, count, sum) : add_units<kMostSize>(units, laid, count, sum);
-    }
-    grown += apply(step, line, sum);
+  switch (step.kind) {
+    case StepKind::kGradient: return update_as<StepKind::kGradient, float>(step, begin, end);
+    case StepKind::kSgd:
+      return step.narrow ? update_as<StepKind::kSgd, uint16_t>(step, begin, end) : update_as<StepKind::kSgd, float>(step, begin, end);
+    default:
+      return step.narrow ? update_as<StepKind::kAdam, uint16_t>(step, begin, end) : update_as<StepKind::kAdam, float>(step, begin, end);
   }
-  return grown;
 }
 
 // gradient[slot] += factor * sign * gradient of the entry that read it, for any locality.
@@ -199,37 +245,6 @@ inline void scatter(const Shared& shared, const int64_t* ids, int64_t count, con
         for (int64_t j = wraps; j < used; ++j) to[j - size] += signed_factor * from[j];
       }
     }
-  }
-}
-
-// Values as codes, packed: floor(v / (2 * half_step)) within the levels, as nn/rounding.py has it.
-template <int kBits>
-inline void pack_codes(const float* values, int64_t count, float half_step, uint8_t* bytes) {
-  constexpr int kCodes = 32 / kBits;
-  constexpr float kHalf = static_cast<float>(1 << (kBits - 1));
-  const float step = 2.0f * half_step;
-  for (int64_t j = 0; j < count; j += kCodes) {  // pools are whole lines, so there are whole words
-    uint32_t word = 0;
-    for (int k = 0; k < kCodes; ++k) {
-      float cell = values[j + k] / step;
-      cell = cell >= -kHalf ? cell : -kHalf;
-      cell = cell > kHalf - 1.0f ? kHalf - 1.0f : cell;
-      int32_t whole = static_cast<int32_t>(cell);
-      whole -= static_cast<float>(whole) > cell;
-      word |= static_cast<uint32_t>(whole + (1 << (kBits - 1))) << (k * kBits);
-    }
-    std::memcpy(bytes + j * kBits / 8, &word, 4);
-  }
-}
-
-inline void pack(const float* values, int64_t count, int bits, float half_step, uint8_t* bytes) {
-  switch (bits) {
-    case 1:
-      for (int64_t line = 0; line < count / kLineBits; ++line) pack_line(values + line * kLineBits, bytes + line * 64);
-      return;
-    case 2: return pack_codes<2>(values, count, half_step, bytes);
-    case 4: return pack_codes<4>(values, count, half_step, bytes);
-    default: return pack_codes<8>(values, count, half_step, bytes);
   }
 }
 

@@ -17,6 +17,26 @@ namespace {
 template <class T>
 using Changed = nb::ndarray<T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
+// A pool's values in training: float32, or bfloat16 as uint16.
+struct Masters {
+  void* data;
+  bool narrow;
+  int64_t count;
+
+  explicit Masters(const nb::object& given) {
+    Changed<float> wide;
+    Changed<uint16_t> half;
+    if (nb::try_cast(given, wide, false)) {
+      require(aligned(wide), "values must be aligned");
+      data = wide.data(), narrow = false, count = wide.size();
+    } else {
+      require(nb::try_cast(given, half, false), "values must be a writable contiguous array, float32 or uint16 for bfloat16");
+      require(aligned(half), "values must be aligned");
+      data = half.data(), narrow = true, count = half.size();
+    }
+  }
+};
+
 // The gradients of rows that one backward pass made, of all tables over one pool.
 class Gradients {
  public:
@@ -54,7 +74,9 @@ class Gradients {
     nb::gil_scoped_release release;
     const std::lock_guard<std::mutex> lock(mutex_);
     if (line_forms_) {
-      step({StepKind::kGradient, nullptr, nullptr, nullptr, to, nullptr, nullptr, nullptr, 0, 0, 0, 0}, num_threads);
+      Step how{};
+      how.values = to;
+      step(how, num_threads);
       return;
     }
     for (const Part& part : parts_) {
@@ -62,22 +84,22 @@ class Gradients {
     }
   }
 
-  // One step of gradient descent on the touched lines; returns by how much the sum of all squared values grew.
-  double sgd(Changed<float> values, Changed<uint8_t> packed, float rate, int num_threads) {
-    check_lines(values, packed.size());
-    Step how{StepKind::kSgd, nullptr, nullptr, nullptr, values.data(), values.data(), values.data(), packed.data(), rate, 0, 0, 0};
+  // One step of gradient descent on the touched lines; returns by how much the sum of all squared values grew. ``seed`` is that of
+  // the noise that bfloat16 values are rounded with.
+  double sgd(nb::object values, Changed<uint8_t> packed, float rate, uint64_t seed, int num_threads) {
+    Step how = on_lines(StepKind::kSgd, Masters(values), packed, rate, seed);
     nb::gil_scoped_release release;
     const std::lock_guard<std::mutex> lock(mutex_);
     return step(how, num_threads);
   }
 
   // One step of Adam (arXiv 1412.6980) on the touched lines, as torch's SparseAdam; ``rate`` holds the bias corrections.
-  double adam(Changed<float> values, Changed<float> first, Changed<float> second, Changed<uint8_t> packed, float rate,
-              float beta1, float beta2, float epsilon, int num_threads) {
-    check_lines(values, packed.size());
+  double adam(nb::object values, Changed<float> first, Changed<float> second, Changed<uint8_t> packed, float rate, float beta1,
+              float beta2, float epsilon, uint64_t seed, int num_threads) {
+    Step how = on_lines(StepKind::kAdam, Masters(values), packed, rate, seed);
     check(first), check(second);
-    Step how{StepKind::kAdam, nullptr, nullptr,       nullptr, values.data(), first.data(), second.data(),
-             packed.data(),   rate,    beta1, beta2, epsilon};
+    how.first_moment = first.data(), how.second_moment = second.data();
+    how.beta1 = beta1, how.beta2 = beta2, how.epsilon = epsilon;
     nb::gil_scoped_release release;
     const std::lock_guard<std::mutex> lock(mutex_);
     return step(how, num_threads);
@@ -96,10 +118,14 @@ class Gradients {
     require(aligned(array), "an array is not aligned");
   }
 
-  void check_lines(const Changed<float>& values, size_t packed) const {
-    check(values);
+  Step on_lines(StepKind kind, const Masters& values, const Changed<uint8_t>& packed, float rate, uint64_t seed) const {
+    require(values.count == slots_, "the values have not the pool's size");
     require(line_forms_, "a step on lines needs tables of the line form: a 1-bit pool in words");
-    require(static_cast<int64_t>(packed) == slots_ / 8, "the packed signs have not the pool's size");
+    require(static_cast<int64_t>(packed.size()) == slots_ / 8, "the packed signs have not the pool's size");
+    Step how{};
+    how.kind = kind, how.values = values.data, how.narrow = values.narrow, how.packed = packed.data();
+    how.rate = rate, how.seed = seed;
+    return how;
   }
 
   double step(Step how, int num_threads) {
@@ -164,25 +190,28 @@ nb::ndarray<nb::numpy, float, nb::ndim<2>> recycled(size_t rows, size_t width) {
 }
 
 // Values as packed codes of ``bits`` bits.
-void pack(Floats values, int bits, float half_step, Changed<uint8_t> packed, int num_threads) {
+void pack(nb::object values, int bits, float half_step, Changed<uint8_t> packed, int num_threads) {
+  const Masters masters(values);
   require(bits == 1 || bits == 2 || bits == 4 || bits == 8, "bits must be 1, 2, 4 or 8");
-  require(aligned(values), "values must be aligned");
-  const int64_t count = values.size(), lines = count * bits / kLineBits;
+  const int64_t count = masters.count, lines = count * bits / kLineBits;
   require(count * bits % kLineBits == 0 && static_cast<int64_t>(packed.size()) == 64 * lines, "a pool is whole lines");
-  const float* from = values.data();
+  const auto* from = static_cast<const char*>(masters.data);
   uint8_t* to = packed.data();
   nb::gil_scoped_release release;
   parallel(lines, threads_for(lines, num_threads), [&](int64_t, int64_t begin, int64_t end) {
-    const int64_t slots = kLineBits / bits;
-    kernels().pack(from + begin * slots, (end - begin) * slots, bits, half_step, to + begin * 64);
+    const int64_t slots = kLineBits / bits, bytes = slots * (masters.narrow ? 2 : 4);
+    kernels().pack(from + begin * bytes, masters.narrow, (end - begin) * slots, bits, half_step, to + begin * 64);
   });
 }
+
+void prefer_huge_pages(Changed<uint8_t> memory) { hfh::prefer_huge_pages(memory.data(), memory.size()); }
 
 }  // namespace
 
 void bind_training(nb::module_& m) {
+  m.def("prefer_huge_pages", &prefer_huge_pages, "memory"_a.noconvert());
   m.def("recycled", &recycled, "rows"_a, "width"_a);
-  m.def("pack", &pack, "values"_a.noconvert(), "bits"_a, "half_step"_a, "packed"_a.noconvert(), "num_threads"_a);
+  m.def("pack", &pack, "values"_a, "bits"_a, "half_step"_a, "packed"_a.noconvert(), "num_threads"_a);
   nb::class_<Gradients>(m, "Gradients")
       .def(nb::init<int64_t>(), "slots"_a)
       .def("add", &Gradients::add, "key"_a, "slots"_a, "bits"_a, "dim"_a, "num_hashes"_a, "chunk_size"_a, "locality"_a, "lines"_a,
@@ -190,9 +219,9 @@ void bind_training(nb::module_& m) {
       .def("clear", &Gradients::clear)
       .def("__len__", &Gradients::count)
       .def("into", &Gradients::into, "gradient"_a.noconvert(), "num_threads"_a)
-      .def("sgd", &Gradients::sgd, "values"_a.noconvert(), "packed"_a.noconvert(), "rate"_a, "num_threads"_a)
-      .def("adam", &Gradients::adam, "values"_a.noconvert(), "first_moment"_a.noconvert(), "second_moment"_a.noconvert(),
-           "packed"_a.noconvert(), "rate"_a, "beta1"_a, "beta2"_a, "epsilon"_a, "num_threads"_a);
+      .def("sgd", &Gradients::sgd, "values"_a, "packed"_a.noconvert(), "rate"_a, "seed"_a, "num_threads"_a)
+      .def("adam", &Gradients::adam, "values"_a, "first_moment"_a.noconvert(), "second_moment"_a.noconvert(),
+           "packed"_a.noconvert(), "rate"_a, "beta1"_a, "beta2"_a, "epsilon"_a, "seed"_a, "num_threads"_a);
 }
 
 }  // namespace binding

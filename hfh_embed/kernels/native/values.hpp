@@ -24,6 +24,16 @@ inline uint32_t window(Bytes bytes, int64_t bit) {
 
 typedef uint32_t WordVec __attribute__((vector_size(4 * kLanes)));
 
+typedef uint16_t HalfVec __attribute__((vector_size(2 * kLanes)));
+
+// bfloat16 is the upper half of a float32.
+inline Vec load(const uint16_t* from) {
+  HalfVec half;
+  std::memcpy(&half, from, sizeof half);
+  const WordVec words = __builtin_convertvector(half, WordVec) << 16;
+  return (Vec)words;
+}
+
 // By how much each lane's window is shifted, and which lanes look into the second window (-1).
 template <int kBits>
 struct Shifts {
@@ -153,8 +163,9 @@ inline void add_levels(Bytes bytes, int bits, int64_t first, int64_t count, int3
 inline void prefetch_row(const Values& values, int64_t row) {
   const int64_t bytes = values.row_bytes();
   const uint8_t* from = values.bytes.data + row * bytes;
-  for (int64_t b = 0; b < least(bytes, 1024); b += 64) prefetch(from + b);
-  prefetch(from + bytes - 1);
+  prefetch(from);
+  for (int64_t b = 64; b < least(bytes, 1024); b += 64) prefetch(from + b);
+  if (reinterpret_cast<uintptr_t>(from) % 64 + static_cast<uintptr_t>(bytes - 1) % 64 >= 64) prefetch(from + bytes - 1);
 }
 
 inline Bytes row_of(const Values& values, int64_t row) {

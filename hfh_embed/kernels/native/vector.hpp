@@ -36,6 +36,23 @@ inline Vec load(const float* from) {
 
 inline void store(float* to, Vec v) { std::memcpy(to, &v, sizeof v); }
 
+// Past the caches, to a multiple of the vector's own size; fence() before anybody else reads.
+inline void stream(float* to, Vec v) {
+#if defined(__AVX512F__)
+  _mm512_stream_ps(to, (__m512)v);
+#elif defined(__AVX2__)
+  _mm256_stream_ps(to, (__m256)v);
+#else
+  store(to, v);
+#endif
+}
+
+inline void fence() {
+#if defined(__AVX2__)
+  _mm_sfence();
+#endif
+}
+
 inline Vec spread(float x) { return x - Vec{}; }
 
 // a * b + c, rounded once where the processor can. Only for sums that have an error budget: few-bit sums never come here.
@@ -61,7 +78,14 @@ inline Vec square_root(Vec a) {
 #endif
 }
 
-inline void prefetch(const void* at) { __builtin_prefetch(at); }
+// Ask the memory for a cache line. In assembler, since gcc takes functions that do nothing else for pure and leaves their calls out.
+__attribute__((always_inline)) inline void prefetch(const void* at) {
+#if defined(__x86_64__)
+  asm volatile("prefetcht0 %0" : : "m"(*static_cast<const char*>(at)));
+#else
+  __builtin_prefetch(at);
+#endif
+}
 
 }  // namespace HFH_ISA
 }  // namespace hfh
