@@ -93,7 +93,7 @@ def json_rows(rows: npt.NDArray[Any]) -> bytes | None:
 def prepare(data: TableData, backend: str | None = None) -> Kernel:
     """A kernel for this table: of the backend named, or of the best that is installed."""
     chosen = backend or _default()
-    if chosen == "numpy" or data.table.levels is not None:
+    if chosen == "numpy":
         from hfh_embed.kernels.numpy_backend import NumpyKernel
 
         return NumpyKernel(data)

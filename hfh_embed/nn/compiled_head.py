@@ -156,12 +156,7 @@ def few_logits(tiled: Tiled, hidden: Tensor) -> Iterator[tuple[int, Tensor]] | N
 def _products(table: Rows) -> Callable[..., None] | None:
     """The kernels' products of hidden states with the rows that a table has now; None where the kernels have not all of its parts."""
     spec, pool = table.spec, table.pool
-    if (
-        spec.coded is not None
-        or spec.trellis is not None
-        or spec.levels is not None
-        or (spec.map is not None and spec.map.bands)
-    ):
+    if spec.coded is not None or spec.trellis is not None or (spec.map is not None and spec.map.bands):
         return None
     if _is_plain(table) and spec.shared is not None and pool is not None and (compiled := pool.compiled_path()):
         return compiled.table(spec.shared, float(pool.multiplier(table.scale)))[0].products
