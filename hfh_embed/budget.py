@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hfh_embed.errors import RatioError, SpecError
-from hfh_embed.frequent import Frequencies, with_exact, with_levels
+from hfh_embed.frequent import Frequencies, are_unequal, with_exact, with_levels
 from hfh_embed.hashing import table_key
 from hfh_embed.layout import SnapshotSpec
 from hfh_embed.parts import MAX_LEVELS
@@ -36,6 +36,10 @@ from hfh_embed.spec import (
 __all__ = ["PRESETS", "Form", "Frequencies", "Shapes", "choose", "plan"]
 
 Shapes = Mapping[str, tuple[int, int]]
+
+LEAST_RATIO, WIDE_RATIO, LEAST_ID_BITS = 8, 16, 16
+"""Where frequencies are known: from which ratio on they decide the form, up to which one rows in levels have full width, and with
+how many bits an id is worth a row of its own (docs/language-models.md)."""
 
 
 @dataclass(frozen=True)
@@ -168,12 +172,29 @@ PRESETS: Mapping[str, Form] = {
 """Published methods as settings of the one form, by name, each a baseline for the others."""
 
 
-def choose(ratio: float) -> Form:
+def choose(ratio: float, tables: Shapes | None = None, frequencies: Frequencies | None = None) -> Form:
     """The form that a ratio gets by default.
 
     With 32 / ratio bits an entry to spend, rows get bits of their own as long as at least a fifth is left for what they
     share; from about 25x on, one bit for every entry of every id no longer fits and everything is shared.
+
+    Where the frequencies of all ids are known and unequal, as those of words and clicks, from 8x on the frequent ids get 4-bit rows
+    in levels: up to 16x rows of full width for half of the bytes and shared ones for the rest; beyond, a level for every id, narrower
+    the rarer its ids are; and where an id has less than two bytes, levels for a quarter of the ids beside shared rows.
     """
+    if (
+        tables
+        and frequencies
+        and tables.keys() <= frequencies.keys()
+        and ratio >= LEAST_RATIO
+        and are_unequal(frequencies)
+    ):
+        entries = sum(n * dim for n, dim in tables.values()) / sum(n for n, _ in tables.values())
+        if ratio <= WIDE_RATIO:
+            return Form(level_share=0.5, level_count=1, level_cover=0.45 * 32 / ratio / 4)
+        if 32 * entries / ratio < LEAST_ID_BITS:
+            return Form(level_share=0.5)
+        return Form(shared=False, level_share=1, level_cover=1, level_count=4)
     affordable = 0.8 * 32 / ratio
     private_bits = max((bits for bits in (1, 2, 4, 8, 16) if bits <= affordable), default=0)
     return Form(private_bits=private_bits)
@@ -193,9 +214,9 @@ def plan(
     Args:
         tables: name -> (num_embeddings, embedding_dim).
         ratio: dense float32 bytes / all stored bytes, >= 1.
-        form: how to spend the bytes; by default chosen from the ratio.
+        form: how to spend the bytes; by default chosen from the ratio and the frequencies.
         seed: of the hash functions.
-        frequencies: name -> (num_embeddings,) counts, for a form with exact rows.
+        frequencies: name -> (num_embeddings,) counts, how often each id is used.
         pool: the pool's name.
 
     Raises:
@@ -208,7 +229,7 @@ def plan(
         raise RatioError(
             f"ratio is {ratio!r}; give a number from 1 on (100 means a hundred times smaller)", nearest=1.0
         )
-    form = form or choose(ratio)
+    form = form or choose(ratio, tables, frequencies)
     specs = [form.table(name, n, dim, seed, pool) for name, (n, dim) in tables.items()]
     dense = sum(table.dense_nbytes for table in specs)
     budget = int(dense / ratio)

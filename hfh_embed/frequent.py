@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -135,23 +135,45 @@ def _widths(tables: Sequence[TableSpec], form: Form, counts: Ids, budget: int) -
         form.level_map_bits <= 8
     )
 
+    def cost(chosen: Ids) -> Ids:
+        return counts * -(-chosen * form.level_bits // 8) + np.where(chosen < latent, chosen * map_bytes, 0)
+
+    def worthwhile(chosen: Ids) -> Ids:
+        """Full width where few rows would need a large map."""
+        return np.where(cost(chosen) < cost(np.broadcast_to(latent, chosen.shape)), chosen, latent)
+
     def widths(widest: float, fall: float) -> Ids:
         shares = widest / fall ** np.arange(len(counts))
-        return np.maximum(1, (latent * shares[:, None]).astype(np.int64))
+        return worthwhile(np.maximum(1, (latent * shares[:, None]).astype(np.int64)))
 
     def fits(chosen: Ids) -> bool:
-        row_bytes = -(-chosen * form.level_bits // 8)
-        maps = np.where(chosen < latent, chosen * map_bytes, 0) + 4
-        return int(((counts * row_bytes + maps) * has).sum()) <= budget
+        return int(((cost(worthwhile(chosen)) + 4) * has).sum()) <= budget
 
     most = int(latent.max())
     for widest in range(most, 0, -1):
         if fits(widths(widest / most, form.level_fall)):
-            for fall in np.arange(1, form.level_fall + 0.001, 0.05):
-                if fits(chosen := widths(widest / most, float(fall))):
-                    return chosen
-            return widths(widest / most, form.level_fall)
+            falls = np.arange(1, form.level_fall + 0.001, 0.05)
+            chosen = next(w for fall in (*falls, form.level_fall) if fits(w := widths(widest / most, float(fall))))
+            return worthwhile(_filled(chosen, latent, fits))
     return None
+
+
+def _filled(widths: Ids, latent: Ids, fits: Callable[[Ids], bool]) -> Ids:
+    """Widths that take what bytes are left: every level a little wider where it still fits, the first ones first."""
+    step = 8
+    while step:
+        wider = widths.copy()
+        for level in range(len(widths)):
+            trial = wider.copy()
+            trial[level] = np.minimum(
+                trial[level] + step, latent if level == 0 else np.maximum(trial[level], wider[level - 1])
+            )
+            if fits(trial):
+                wider = trial
+        if (wider == widths).all():
+            step //= 2
+        widths = wider
+    return widths
 
 
 def _narrowed(table: TableSpec, widths: Ids, counts: Ids) -> TableSpec:
