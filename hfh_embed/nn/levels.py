@@ -24,7 +24,7 @@ class Levels(nn.Module):
 
     Args:
         spec: the table.
-        members: the ids of each level, ascending; None where they are the table's first ids.
+        members: the ids of each level, ascending; None for the table's first ids, until a state is loaded.
         std: standard deviation of initial rows.
         loaded: take everything from here instead.
     """
@@ -45,7 +45,9 @@ class Levels(nn.Module):
             places = torch.full((spec.num_embeddings,), -1, dtype=torch.int32)
             if loaded is not None:
                 _read_places(places, LevelPlaces(spec, loaded.arrays))
-            elif members is not None:
+            elif members is None:
+                places[: self.levels.count] = torch.arange(self.levels.count, dtype=torch.int32)
+            else:
                 places[torch.from_numpy(np.concatenate(members))] = torch.arange(self.levels.count, dtype=torch.int32)
         self.register_buffer("places", places)
         self.values, self.maps = nn.ModuleList(), nn.ModuleList()

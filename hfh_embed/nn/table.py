@@ -16,7 +16,7 @@ from hfh_embed.nn.levels import Levels
 from hfh_embed.nn.pool import Pool, part_std
 from hfh_embed.nn.rounding import Scaling, StoredValues, loaded_values, rounded_rms
 from hfh_embed.nn.trellis import BandedMap, Trellis
-from hfh_embed.spec import LevelIndex, PrivateRole, TableSpec
+from hfh_embed.spec import PrivateRole, TableSpec
 
 __all__ = ["Rows"]
 
@@ -90,10 +90,6 @@ class Rows(nn.Module):
         members = None
         if pool is not None and self.spec.name in pool.frequencies:
             members = level_ids(self.spec, np.asarray(pool.frequencies[self.spec.name]))
-        if loaded is None and members is None and self.spec.levels.index is not LevelIndex.FIRST:
-            raise SpecError(
-                f"which ids of table {self.spec.name!r} have levels follows from frequencies; give them to the pool"
-            )
         return Levels(
             self.spec, members, ADDED * std if self.spec.levels.adds and _has_others(self.spec) else std, loaded
         )

@@ -8,8 +8,8 @@ from starlette.testclient import TestClient
 import hfh_embed
 from hfh_embed import nn as hnn
 from hfh_embed.budget import Form
-from hfh_embed.errors import SpecError
 from hfh_embed.kernels import backends
+from hfh_embed.nn.io import layers_of, snapshot_of
 from hfh_embed.spec import LevelIndex
 from service.app import create_app
 from service.settings import Settings
@@ -80,11 +80,11 @@ def test_a_state_brings_its_ids_along() -> None:
     assert torch.equal(one.weight, two.weight)
 
 
-def test_ids_in_any_order_without_frequencies_are_refused() -> None:
+def test_a_table_that_is_drawn_anew_takes_its_ids_from_a_state() -> None:
     layer = hnn.HFHEmbedding(N, D, ratio=32, frequencies=_frequencies("clicks"), name="words")
-    pool = hnn.Pool(layer.pool.plan)
-    with pytest.raises(SpecError, match="frequencies"):
-        hnn.HFHEmbedding(N, D, pool=pool, name="words")
+    anew = layers_of(snapshot_of(layer), fresh=True)["words"]
+    anew.load_state_dict(layer.state_dict())
+    assert torch.equal(anew.weight, layer.weight)
 
 
 @pytest.mark.parametrize("mode", ["sum", "mean", "max"])
