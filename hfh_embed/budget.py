@@ -11,14 +11,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from hfh_embed.errors import InputError, RatioError, SpecError
+from hfh_embed.errors import RatioError, SpecError
+from hfh_embed.frequent import Frequencies, are_unequal, with_exact, with_levels
 from hfh_embed.hashing import table_key
-from hfh_embed.layout import SnapshotSpec, table_arrays
+from hfh_embed.layout import SnapshotSpec
+from hfh_embed.parts import MAX_LEVELS
 from hfh_embed.spec import (
     LINE_BITS,
-    ExactSpec,
+    Level,
+    LevelsSpec,
     Locality,
     MapSpec,
     PoolSpec,
@@ -31,10 +33,13 @@ from hfh_embed.spec import (
     Unknown,
 )
 
-__all__ = ["PRESETS", "Form", "choose", "exact_ids", "plan"]
+__all__ = ["PRESETS", "Form", "Frequencies", "Shapes", "choose", "plan"]
 
 Shapes = Mapping[str, tuple[int, int]]
-Frequencies = Mapping[str, npt.NDArray[np.number]]
+
+LEAST_RATIO, WIDE_RATIO, LEAST_ID_BITS = 8, 16, 16
+"""Where frequencies are known: from which ratio on they decide the form, up to which one rows in levels have full width, and with
+how many bits an id is worth a row of its own (docs/language-models.md)."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,11 @@ class Form:
         latent_dim: R, with a linear map to D wherever D is longer; 0: no map.
         private_dim, private_bits, private_role, row_scale: coefficients of each id; dim 0: all R entries, bits 0: none.
         exact_share, exact_bits: share of the bytes for exact rows of the most frequent ids; needs frequencies.
+        level_share: share of the bytes for exact rows in levels of falling width; needs frequencies.
+        level_count, level_cover: how many levels, each four times as long as the one before, and the share of ids in all of them.
+        level_bits, level_map_bits: of the levels' rows and maps.
+        level_fall: how many times narrower than the one before a level may be; the first is as wide as that allows.
+        level_adds: whether levels are added to what ids share, or in its place.
         map_bits: of the linear map's values.
         residual_hidden: hidden units of the residual network that tables of equal D share; 0: none.
     """
@@ -70,6 +80,13 @@ class Form:
     row_scale: bool = False
     exact_share: float = 0.0
     exact_bits: int = 8
+    level_share: float = 0.0
+    level_count: int = 3
+    level_cover: float = 0.25
+    level_bits: int = 4
+    level_map_bits: int = 8
+    level_fall: float = 4.0
+    level_adds: bool = False
     map_bits: int = 32
     residual_hidden: int = 0
 
@@ -78,11 +95,22 @@ class Form:
             raise SpecError(f"reconstruction {self.reconstruction.value!r} needs num_hashes; give 2 to 64")
         if not 0 <= self.exact_share < 1:
             raise SpecError(f"exact_share is {self.exact_share}; give a share of the bytes from 0 up to, but below, 1")
-        if not self.shared and self.private_bits == 0:
-            raise SpecError("a form without a shared part needs private_bits")
+        if not 0 <= self.level_share < 1 and not (self.level_share == 1 and not self.shared):
+            raise SpecError(f"level_share is {self.level_share}; give a share of the bytes from 0 up to, but below, 1")
+        if self.level_share and not (
+            0 < self.level_cover <= 1 and 1 <= self.level_count <= MAX_LEVELS and self.level_fall >= 1
+        ):
+            raise SpecError(
+                f"level_cover is {self.level_cover}, level_count {self.level_count} and level_fall {self.level_fall}; "
+                f"give a share of the ids above 0, 1 to {MAX_LEVELS} levels and a factor from 1"
+            )
+        if self.level_share and self.exact_share:
+            raise SpecError("a form has exact rows of full width or in levels; leave exact_share or level_share at 0")
+        if not self.shared and self.private_bits == 0 and not (self.level_share and self.level_cover == 1):
+            raise SpecError("a form without a shared part needs private_bits, or levels that cover every id")
 
     def table(self, name: str, n: int, dim: int, seed: int, pool: str) -> TableSpec:
-        """The table of this form, without exact rows."""
+        """The table of this form, without exact rows and levels."""
         latent = min(self.latent_dim or dim, dim)
         return TableSpec(
             name=name,
@@ -91,6 +119,7 @@ class Form:
             latent_dim=latent,
             shared=self._shared(latent, table_key(seed, name), pool) if self.shared else None,
             private=self._private(latent) if self.private_bits else None,
+            levels=None if self.shared or self.private_bits else LevelsSpec((Level(n, self.level_bits, latent),)),
             map=MapSpec(self.map_bits) if latent < dim else None,
             residual=ResidualSpec(f"dim{dim}", self.residual_hidden) if self.residual_hidden else None,
             unknown=Unknown.RECONSTRUCT if self.shared else Unknown.ERROR,
@@ -143,12 +172,29 @@ PRESETS: Mapping[str, Form] = {
 """Published methods as settings of the one form, by name, each a baseline for the others."""
 
 
-def choose(ratio: float) -> Form:
+def choose(ratio: float, tables: Shapes | None = None, frequencies: Frequencies | None = None) -> Form:
     """The form that a ratio gets by default.
 
     With 32 / ratio bits an entry to spend, rows get bits of their own as long as at least a fifth is left for what they
     share; from about 25x on, one bit for every entry of every id no longer fits and everything is shared.
+
+    Where the frequencies of all ids are known and unequal, as those of words and clicks, from 8x on the frequent ids get 4-bit rows
+    in levels: up to 16x rows of full width for half of the bytes and shared ones for the rest; beyond, a level for every id, narrower
+    the rarer its ids are; and where an id has less than two bytes, levels for a quarter of the ids beside shared rows.
     """
+    if (
+        tables
+        and frequencies
+        and tables.keys() <= frequencies.keys()
+        and ratio >= LEAST_RATIO
+        and are_unequal(frequencies)
+    ):
+        entries = sum(n * dim for n, dim in tables.values()) / sum(n for n, _ in tables.values())
+        if ratio <= WIDE_RATIO:
+            return Form(level_share=0.5, level_count=1, level_cover=0.45 * 32 / ratio / 4)
+        if 32 * entries / ratio < LEAST_ID_BITS:
+            return Form(level_share=0.5)
+        return Form(shared=False, level_share=1, level_cover=1, level_count=4)
     affordable = 0.8 * 32 / ratio
     private_bits = max((bits for bits in (1, 2, 4, 8, 16) if bits <= affordable), default=0)
     return Form(private_bits=private_bits)
@@ -168,9 +214,9 @@ def plan(
     Args:
         tables: name -> (num_embeddings, embedding_dim).
         ratio: dense float32 bytes / all stored bytes, >= 1.
-        form: how to spend the bytes; by default chosen from the ratio.
+        form: how to spend the bytes; by default chosen from the ratio and the frequencies.
         seed: of the hash functions.
-        frequencies: name -> (num_embeddings,) counts, for a form with exact rows.
+        frequencies: name -> (num_embeddings,) counts, how often each id is used.
         pool: the pool's name.
 
     Raises:
@@ -183,12 +229,14 @@ def plan(
         raise RatioError(
             f"ratio is {ratio!r}; give a number from 1 on (100 means a hundred times smaller)", nearest=1.0
         )
-    form = form or choose(ratio)
+    form = form or choose(ratio, tables, frequencies)
     specs = [form.table(name, n, dim, seed, pool) for name, (n, dim) in tables.items()]
     dense = sum(table.dense_nbytes for table in specs)
     budget = int(dense / ratio)
     if form.exact_share:
-        specs = _with_exact(specs, form, int(budget * form.exact_share), frequencies or {})
+        specs = with_exact(specs, form.exact_bits, int(budget * form.exact_share), frequencies or {})
+    if form.level_share:
+        specs = with_levels(specs, form, int(budget * form.level_share), frequencies or {})
     line_slots = LINE_BITS // form.bits
     need = max((_slots_needed(table) for table in specs), default=0)
     fewest = -(-need // line_slots) * line_slots
@@ -233,44 +281,3 @@ def _unreachable(ratio: float, dense: int, least: int, form: Form) -> RatioError
         f"the nearest ratio that can be met is {nearest:g}",
         nearest=nearest,
     )
-
-
-def _with_exact(tables: list[TableSpec], form: Form, budget: int, frequencies: Frequencies) -> list[TableSpec]:
-    """Give the most frequent ids of all tables together exact rows for ``budget`` bytes, their index counted."""
-    costs, counts, owner = [], [], []
-    for number, table in enumerate(tables):
-        if table.name not in frequencies:
-            continue
-        seen = _frequencies(table, frequencies[table.name])
-        arrays = table_arrays(table.replace(exact=ExactSpec(1, form.exact_bits)))
-        cost = sum(array.nbytes for name, array in arrays.items() if name.startswith("exact."))
-        counts.append(seen)
-        costs.append(np.full(len(seen), cost))
-        owner.append(np.full(len(seen), number))
-    if not counts:
-        raise SpecError("exact rows go to the most frequent ids; give frequencies, or set exact_share to 0")
-    order = np.argsort(-np.concatenate(counts), kind="stable")
-    taken = order[np.cumsum(np.concatenate(costs)[order]) <= budget]
-    per_table = np.bincount(np.concatenate(owner)[taken], minlength=len(tables))
-    return [
-        table.replace(exact=ExactSpec(int(count), form.exact_bits)) if count else table
-        for table, count in zip(tables, per_table, strict=True)
-    ]
-
-
-def _frequencies(table: TableSpec, counts: npt.NDArray[np.number]) -> npt.NDArray[np.float64]:
-    weights: npt.NDArray[np.float64] = np.asarray(counts, dtype=np.float64)
-    if weights.shape != (table.num_embeddings,):
-        raise InputError(
-            f"frequencies of table {table.name!r} have shape {weights.shape}; give one for each of its {table.num_embeddings} ids"
-        )
-    if not np.isfinite(weights).all() or weights.min() < 0:
-        raise InputError(f"frequencies of table {table.name!r} must be finite and not negative")
-    return weights
-
-
-def exact_ids(table: TableSpec, frequencies: npt.NDArray[np.number]) -> npt.NDArray[np.int64]:
-    """The ids that get the table's exact rows, the most frequent ones, ascending: (count,) int64."""
-    counts = _frequencies(table, frequencies)
-    count = table.exact.count if table.exact is not None else 0
-    return np.sort(np.argsort(-counts, kind="stable")[:count]).astype(np.int64)

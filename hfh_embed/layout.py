@@ -14,12 +14,12 @@ import numpy.typing as npt
 
 from hfh_embed.errors import SpecError, TableNotFoundError
 from hfh_embed.packing import packed_bytes
-from hfh_embed.spec import PoolSpec, Reconstruction, ResidualSpec, TableSpec, check_pair
+from hfh_embed.spec import LevelIndex, LevelsSpec, PoolSpec, Reconstruction, ResidualSpec, TableSpec, check_pair
 
 __all__ = ["ArraySpec", "SnapshotSpec", "TableData", "pool_arrays", "residual_arrays", "table_arrays"]
 
 Array = npt.NDArray[Any]
-U8, U32, I64 = np.dtype("u1"), np.dtype("<u4"), np.dtype("<i8")
+U8, U16, U32, I64 = np.dtype("u1"), np.dtype("<u2"), np.dtype("<u4"), np.dtype("<i8")
 I8, I16 = np.dtype("i1"), np.dtype("<i2")
 F16, F32 = np.dtype("<f2"), np.dtype("<f4")
 FLOATS: dict[int, np.dtype[np.generic]] = {16: F16, 32: F32}
@@ -108,6 +108,8 @@ def table_arrays(table: TableSpec) -> dict[str, ArraySpec]:
         arrays["exact.values"] = _values(exact.bits, exact.count, latent)
         if exact.bits <= 8:
             arrays["exact.scale"] = ArraySpec(F16, (exact.count,))
+    if (levels := table.levels) is not None:
+        arrays |= _level_arrays(levels, n, latent)
     if (linear := table.map) is not None:
         arrays["map.values"] = _values(linear.bits, latent, table.embedding_dim)
         if linear.bands:
@@ -118,6 +120,24 @@ def table_arrays(table: TableSpec) -> dict[str, ArraySpec]:
             arrays["map.scale"] = ArraySpec(F32, (latent,))
         if linear.bias:
             arrays["map.bias"] = ArraySpec(F32, (table.embedding_dim,))
+    return arrays
+
+
+def _level_arrays(levels: LevelsSpec, n: int, latent: int) -> dict[str, ArraySpec]:
+    """The arrays of a table's levels: what finds their ids, and each level's rows and map."""
+    arrays: dict[str, ArraySpec] = {}
+    if levels.index is LevelIndex.CODES:
+        arrays["levels.codes"] = ArraySpec(U8, (packed_bytes(n, levels.code_bits(n)),))
+    elif levels.index is LevelIndex.IDS:
+        arrays["levels.ids"] = ArraySpec(U16 if n <= 2**16 else U32 if n <= 2**32 else I64, (levels.count,))
+    for number, level in enumerate(levels.each):
+        arrays[f"level{number}.values"] = _values(level.bits, level.count, level.dim)
+        if level.bits <= 8:
+            arrays[f"level{number}.scale"] = ArraySpec(F32, (1,))
+        if level.dim < latent:
+            arrays[f"level{number}.map.values"] = _values(level.map_bits, level.dim, latent)
+            if level.map_bits <= 8:
+                arrays[f"level{number}.map.scale"] = ArraySpec(F16, (level.dim,))
     return arrays
 
 

@@ -1,6 +1,6 @@
 """The parts that rows are made of, each a frozen set of facts: the pool and what a table has of its own.
 
-``spec.py`` puts them together into a table. Letters: N ids, D embedding_dim, R latent_dim, S slots, U num_hashes, Z chunk_size.
+Codes are in ``coded_parts.py``; ``spec.py`` puts all together into a table. Letters: N ids, D embedding_dim, R latent_dim, S slots, U num_hashes, Z chunk_size.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from hfh_embed.errors import SpecError
 
 __all__ = [
     "LINE_BITS",
-    "CodeChunk",
-    "CodedSpec",
     "ExactSpec",
+    "Level",
+    "LevelIndex",
+    "LevelsSpec",
     "Locality",
     "MapBand",
     "MapSpec",
@@ -25,8 +26,6 @@ __all__ = [
     "Reconstruction",
     "ResidualSpec",
     "SharedSpec",
-    "StepRun",
-    "TrellisSpec",
     "Unknown",
 ]
 
@@ -39,6 +38,7 @@ MAX_HIDDEN = 4_096
 MAX_CHUNKS = 65_536
 MAX_RUNS = 256
 MAX_IDS = 2**63 - 1
+MAX_LEVELS = 15
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 
 
@@ -64,6 +64,14 @@ class PrivateRole(enum.StrEnum):
 
     ADD = "add"  # they are added to the first entries of z
     WEIGH = "weigh"  # coefficient u multiplies what hash function u fetched (Hash Embeddings)
+
+
+class LevelIndex(enum.StrEnum):
+    """How a table finds the ids of its levels."""
+
+    FIRST = "first"  # levels are the first ids, in their order: nothing is stored
+    CODES = "codes"  # a few bits for every id of the table name its level
+    IDS = "ids"  # the ids of each level, ascending
 
 
 class Unknown(enum.StrEnum):
@@ -211,114 +219,6 @@ class PrivateSpec:
 
 
 @dataclass(frozen=True)
-class CodeChunk:
-    """One codebook: latent entries ``start : start + size`` of every id, by a code of ``bits`` bits. Chunks may overlap (residual codes add up)."""
-
-    start: int
-    size: int
-    bits: int
-
-    def __post_init__(self) -> None:
-        check_range("a code chunk's start", self.start, 0, MAX_DIM)
-        check_range("a code chunk's size", self.size, 1, MAX_DIM)
-        check_range("a code's bits", self.bits, 1, 16)
-
-
-@dataclass(frozen=True)
-class CodedSpec:
-    """Rows of an already trained table: stored addresses (codes) into codebooks of ``codebook_bits``-bit values.
-
-    With ``row_scale`` the coded entries of each id are multiplied by a float16 of its own (rows of very different norms).
-    """
-
-    chunks: tuple[CodeChunk, ...]
-    codebook_bits: int = 16
-    row_scale: bool = False
-
-    def __post_init__(self) -> None:
-        check_bits("codebook_bits", self.codebook_bits, (4, 8, 16, 32))
-        check(0 < len(self.chunks) <= MAX_CHUNKS, f"{len(self.chunks)} code chunks; give 1 to {MAX_CHUNKS}")
-
-    @property
-    def code_bits(self) -> int:
-        """Bits of all the codes of one id."""
-        return sum(chunk.bits for chunk in self.chunks)
-
-    @property
-    def codebook_values(self) -> int:
-        """Values in all codebooks together."""
-        return sum(chunk.size << chunk.bits for chunk in self.chunks)
-
-
-@dataclass(frozen=True)
-class StepRun:
-    """``steps`` steps of a trellis, each of which appends ``bits`` bits to a row's ring and gives ``entries`` latent entries."""
-
-    steps: int
-    entries: int
-    bits: int
-
-    def __post_init__(self) -> None:
-        check_range("a run's steps", self.steps, 1, MAX_DIM)
-        check_range("a step's entries", self.entries, 1, 8)
-        check_range("a step's bits", self.bits, 1, 12)
-
-
-@dataclass(frozen=True)
-class TrellisSpec:
-    """Rows of an already trained table as rings of bits, of which every window of ``state_bits`` bits names a value.
-
-    The first latent entries come from the runs' steps in their order. Entry ``v`` of a run's steps has a codebook of its own with
-    one ``value_bits``-bit integer for each window. With ``norm_bits`` a code of that many bits names a factor of the id's entries,
-    and with ``constant`` one more entry follows that is this factor alone.
-    """
-
-    runs: tuple[StepRun, ...]
-    state_bits: int
-    value_bits: int = 8
-    norm_bits: int = 0
-    constant: bool = False
-
-    def __post_init__(self) -> None:
-        check(0 < len(self.runs) <= MAX_RUNS, f"{len(self.runs)} runs of steps; give 1 to {MAX_RUNS}")
-        check_range("state_bits", self.state_bits, 1, 16)
-        check_bits("value_bits", self.value_bits, (8, 16))
-        check_range("norm_bits", self.norm_bits, 0, 8)
-        check(not self.constant or self.norm_bits > 0, "a constant entry needs norm_bits")
-        check_range("entries of all steps", self.entries, 1, MAX_DIM)
-        longest = max(run.bits for run in self.runs)
-        check(
-            longest <= self.state_bits <= self.ring_bits,
-            f"state_bits is {self.state_bits}; it must be from a step's bits ({longest}) to a row's ({self.ring_bits})",
-        )
-
-    @property
-    def entries(self) -> int:
-        """Latent entries that the steps give."""
-        return sum(run.steps * run.entries for run in self.runs)
-
-    @property
-    def width(self) -> int:
-        """Latent entries in all."""
-        return self.entries + self.constant
-
-    @property
-    def ring_bits(self) -> int:
-        """Bits of one id's ring."""
-        return sum(run.steps * run.bits for run in self.runs)
-
-    @property
-    def row_bits(self) -> int:
-        """Bits of one id."""
-        return self.norm_bits + self.ring_bits
-
-    @property
-    def books(self) -> int:
-        """Codebooks, each of ``2**state_bits`` values."""
-        return sum(run.entries for run in self.runs)
-
-
-@dataclass(frozen=True)
 class MapBand:
     """``rows`` rows of a map in values of ``bits`` bits."""
 
@@ -340,6 +240,54 @@ class ExactSpec:
     def __post_init__(self) -> None:
         check_range("the number of exact rows", self.count, 1, MAX_IDS)
         check_bits("the exact rows' bits", self.bits)
+
+
+@dataclass(frozen=True)
+class Level:
+    """``count`` ids with rows of ``dim`` values of ``bits`` bits (few-bit ones with one scale for all).
+
+    Where that is less than the latent row, a linear map of the level makes one of it, in ``map_bits``-bit values (few-bit ones
+    with a float16 scale an entry of the level's rows).
+    """
+
+    count: int
+    bits: int
+    dim: int
+    map_bits: int = 8
+
+    def __post_init__(self) -> None:
+        check_range("a level's count", self.count, 1, MAX_IDS)
+        check_bits("a level's bits", self.bits)
+        check_range("a level's dim", self.dim, 1, MAX_DIM)
+        check_bits("the bits of a level's map", self.map_bits, (4, 8, 16, 32))
+
+
+@dataclass(frozen=True)
+class LevelsSpec:
+    """Exact rows in levels: disjoint sets of ids, as a rule by falling frequency, whose rows are narrower from one to the next.
+
+    With ``adds`` they are added to what the other parts give, else they are in its place.
+    """
+
+    each: tuple[Level, ...]
+    index: LevelIndex = LevelIndex.FIRST
+    adds: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "index", LevelIndex(self.index))
+        check(0 < len(self.each) <= MAX_LEVELS, f"{len(self.each)} levels; give 1 to {MAX_LEVELS}")
+        check(isinstance(self.adds, bool), f"adds is {self.adds!r}; give true or false")
+        check_range("the ids of all levels", self.count, 1, MAX_IDS)
+
+    @property
+    def count(self) -> int:
+        """Ids in all levels."""
+        return sum(level.count for level in self.each)
+
+    def code_bits(self, num_embeddings: int) -> int:
+        """Bits of a code that names an id's level: 1, 2 or 4. Where every id of the table has a level none stands for no level."""
+        codes = len(self.each) + (self.count < num_embeddings)
+        return next(bits for bits in (1, 2, 4) if codes <= 1 << bits)
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ from hfh_embed.errors import UnknownIdError
 from hfh_embed.hashing import Addresses, addresses
 from hfh_embed.layout import Array, TableData
 from hfh_embed.packing import levels_from_codes, packed_bytes, unpack
-from hfh_embed.spec import PrivateRole, Reconstruction, Unknown
+from hfh_embed.spec import LevelIndex, PrivateRole, Reconstruction, Unknown
 
-__all__ = ["bag", "codebooks", "fetch", "latent", "linear_map", "rows"]
+__all__ = ["bag", "codebooks", "fetch", "latent", "level_places", "linear_map", "rows"]
 
 F64 = npt.NDArray[np.float64]
 Ids = npt.NDArray[np.int64]
@@ -73,7 +73,39 @@ def latent(data: TableData, ids: Ids) -> F64:
         values = _scaled(arrays, "exact", table.exact.bits, table.latent_dim)
         for position, id_ in enumerate(arrays["exact.ids"].astype(np.int64)):
             z[ids == id_] = values[position]
+    if table.levels is not None:
+        found, place = level_places(data, np.where(known, ids, -1))
+        for number, level in enumerate(table.levels.each):
+            mine = found == number
+            own = _scaled(arrays, f"level{number}", level.bits, level.dim, place[mine])
+            if level.dim < table.latent_dim:
+                own = own @ _scaled(arrays, f"level{number}.map", level.map_bits, table.latent_dim)
+            z[mine] = z[mine] + own if table.levels.adds else own
     return z
+
+
+def level_places(data: TableData, ids: Ids) -> tuple[Ids, Ids]:
+    """The level of each id, -1 for none, and its place in that level: the ids of a level are counted in ascending order."""
+    levels, n = data.table.levels, data.table.num_embeddings
+    assert levels is not None
+    members = []
+    first = 0
+    for number, level in enumerate(levels.each):
+        match levels.index:
+            case LevelIndex.FIRST:
+                members.append(np.arange(first, first + level.count))
+            case LevelIndex.IDS:
+                members.append(data.arrays["levels.ids"][first : first + level.count].astype(np.int64))
+            case LevelIndex.CODES:
+                codes = unpack(data.arrays["levels.codes"], n, levels.code_bits(n))
+                members.append(np.flatnonzero(codes == number + (levels.count < n))[: level.count])
+        first += level.count
+    found, place = np.full(len(ids), -1), np.zeros(len(ids), dtype=np.int64)
+    for number, own in enumerate(members):
+        for position, id_ in enumerate(ids.tolist()):
+            if len(hits := np.flatnonzero(own == id_)):
+                found[position], place[position] = number, hits[0]
+    return found, place
 
 
 def fetch(data: TableData, ids: Ids) -> tuple[F64, Addresses]:
@@ -185,7 +217,7 @@ def _scaled(arrays: Mapping[str, Array], part: str, bits: int, count: int, rows:
     values = _stored(arrays[f"{part}.values"][rows], bits, count)
     if bits <= 8:
         scale = arrays[f"{part}.scale"].astype(np.float64)
-        values = values * (scale if scale.shape == (1,) and part == "private" else scale[rows, None])
+        values = values * (scale if scale.shape == (1,) else scale[rows, None])
     return values
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from hfh_embed.container import NAMES, Container, encode_header, read_container, replacing
 from hfh_embed.errors import DamagedError, SnapshotError, TableNotFoundError
 from hfh_embed.layout import Array, ArraySpec, SnapshotSpec
+from hfh_embed.level_index import problems
 from hfh_embed.lookup import Table
 from hfh_embed.specjson import spec_from_json, spec_to_json
 from hfh_embed.vocabulary import Vocabulary, vocabulary_arrays
@@ -219,8 +220,18 @@ def verify(path: str | os.PathLike[str], progress: Callable[[int, int], None] | 
             damaged.append(name)
         if name.endswith("/exact.ids") and (np.diff(array.astype(np.int64)) <= 0).any():
             damaged.append(f"{name} (ids do not ascend)")
+    damaged += _wrong_indexes(info.spec, container.arrays())
     if damaged:
         raise DamagedError(f"{path} is damaged: {', '.join(damaged)}; fetch or make it again")
+
+
+def _wrong_indexes(spec: SnapshotSpec, arrays: Mapping[str, Array]) -> Iterator[str]:
+    for table in spec.tables:
+        if table.levels is None:
+            continue
+        wrong = problems(table.levels, table.num_embeddings, spec.data(table.name, arrays).arrays)
+        if wrong is not None:
+            yield f"table/{table.name}/levels ({wrong})"
 
 
 def _info(container: Container) -> SnapshotInfo:

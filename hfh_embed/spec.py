@@ -8,6 +8,7 @@ A row is built in this order (``reference.py`` is the definition)::
     z(i)[chunk]             += codebook[code of id i]   each chunk of the coded part
     z(i)[: trellis.width]   += factor * values that windows of id i's ring of bits name
     z(i)  = exact row of id i                           where it has one
+    z(i)  = row of id i in its level @ the level's map  where it has one; or added to z(i)
     e(i)  = z(i) @ map + bias                           only with a map; else R = D
     e(i) += W2 relu(W1 e(i) + b1) + b2                  only with a residual network
 
@@ -19,13 +20,15 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
+from hfh_embed.coded_parts import CodeChunk, CodedSpec, StepRun, TrellisSpec
 from hfh_embed.parts import (
     LINE_BITS,
     MAX_DIM,
     MAX_IDS,
-    CodeChunk,
-    CodedSpec,
     ExactSpec,
+    Level,
+    LevelIndex,
+    LevelsSpec,
     Locality,
     MapBand,
     MapSpec,
@@ -35,8 +38,6 @@ from hfh_embed.parts import (
     Reconstruction,
     ResidualSpec,
     SharedSpec,
-    StepRun,
-    TrellisSpec,
     Unknown,
     check,
     check_name,
@@ -48,6 +49,9 @@ __all__ = [
     "CodeChunk",
     "CodedSpec",
     "ExactSpec",
+    "Level",
+    "LevelIndex",
+    "LevelsSpec",
     "Locality",
     "MapBand",
     "MapSpec",
@@ -79,6 +83,7 @@ class TableSpec:
     coded: CodedSpec | None = None
     trellis: TrellisSpec | None = None
     exact: ExactSpec | None = None
+    levels: LevelsSpec | None = None
     map: MapSpec | None = None
     residual: ResidualSpec | None = None
     latent_dim: int = 0  # 0: the embedding_dim
@@ -97,9 +102,10 @@ class TableSpec:
             self.map is not None or self.latent_dim == self.embedding_dim,
             f"latent_dim is {self.latent_dim} and embedding_dim {self.embedding_dim}; different sizes need a map",
         )
+        whole = self.levels is not None and self.levels.count == self.num_embeddings
         check(
-            any((self.shared, self.private, self.coded, self.trellis)),
-            f"table {self.name!r} has no part; give it a shared, private, coded or trellis one",
+            whole or any((self.shared, self.private, self.coded, self.trellis)),
+            f"table {self.name!r} has no part; give it a shared, private, coded or trellis one, or levels that have every id",
         )
         if self.padding_id is not None:
             check_range("padding_id", self.padding_id, 0, self.num_embeddings - 1)
@@ -107,7 +113,7 @@ class TableSpec:
 
     def _check_parts(self) -> None:
         shared, private, coded, latent = self.shared, self.private, self.coded, self.latent_dim
-        covered = [False] * latent
+        covered = [self.levels is not None and self.levels.count == self.num_embeddings] * latent
         if shared is not None:
             check(shared.dim <= latent, f"the shared part has {shared.dim} entries; the latent row has {latent}")
             covered[latent - shared.dim :] = [True] * shared.dim
@@ -147,6 +153,22 @@ class TableSpec:
                 self.exact.count <= self.num_embeddings,
                 f"{self.exact.count} exact rows; the table has {self.num_embeddings} ids",
             )
+        if self.levels is not None:
+            self._check_levels(self.levels)
+
+    def _check_levels(self, levels: LevelsSpec) -> None:
+        check(
+            all(part is None for part in (self.exact, self.coded, self.trellis)),
+            "levels go with shared and private parts; codes and rows of full width (exact) have no place beside them",
+        )
+        check(
+            levels.count <= self.num_embeddings,
+            f"{levels.count} ids in levels; the table has {self.num_embeddings}",
+        )
+        check(
+            all(level.dim <= self.latent_dim for level in levels.each),
+            f"a level has rows of {max(level.dim for level in levels.each)}; the latent row has {self.latent_dim} entries",
+        )
 
     @property
     def dense_nbytes(self) -> int:

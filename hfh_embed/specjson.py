@@ -12,6 +12,8 @@ from hfh_embed.spec import (
     CodeChunk,
     CodedSpec,
     ExactSpec,
+    Level,
+    LevelsSpec,
     MapBand,
     MapSpec,
     PoolSpec,
@@ -27,7 +29,7 @@ __all__ = ["spec_from_json", "spec_to_json"]
 
 T = TypeVar("T")
 
-LISTS = {"chunks": CodeChunk, "runs": StepRun, "bands": MapBand}
+LISTS = {"chunks": CodeChunk, "runs": StepRun, "bands": MapBand, "each": Level}
 """Fields that are tuples of small parts, each a list of its fields in the file."""
 
 HEX_FIELDS = {"seed", "key"}  # 64-bit integers, which JSON readers of other languages would round
@@ -37,6 +39,7 @@ PARTS = {
     "coded": CodedSpec,
     "trellis": TrellisSpec,
     "exact": ExactSpec,
+    "levels": LevelsSpec,
     "map": MapSpec,
     "residual": ResidualSpec,
 }
@@ -93,7 +96,7 @@ def _build(kind: type[T], item: Any) -> T:
         fields[name] = int(fields[name], 16)
     for name in LISTS.keys() & fields.keys():
         fields[name] = tuple(LISTS[name](*_list(part)) for part in _list(fields[name]))
-    for name in ("row_scale", "bias", "signs", "constant"):
+    for name in ("row_scale", "bias", "signs", "constant", "adds"):
         if name in fields and not isinstance(fields[name], bool):
             raise ValueError(f"{name} is not true or false")
     return kind(**fields)

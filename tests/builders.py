@@ -9,11 +9,15 @@ import numpy as np
 
 from hfh_embed.hashing import table_key
 from hfh_embed.layout import SnapshotSpec
+from hfh_embed.level_index import index_arrays
 from hfh_embed.snapshot import Snapshot
 from hfh_embed.spec import (
     CodeChunk,
     CodedSpec,
     ExactSpec,
+    Level,
+    LevelIndex,
+    LevelsSpec,
     Locality,
     MapBand,
     MapSpec,
@@ -40,6 +44,12 @@ def random_arrays(spec: SnapshotSpec, seed: int = 0) -> dict[str, np.ndarray[Any
             table = spec.table(name.split("/")[1])
             ids = np.sort(generator.choice(table.num_embeddings, array.shape[0], replace=False))
             arrays[name] = ids.astype(array.dtype)
+        elif name.split("/")[-1] in ("levels.codes", "levels.ids"):
+            table = spec.table(name.split("/")[1])
+            assert table.levels is not None
+            drawn = generator.permutation(table.num_embeddings)[: table.levels.count]
+            ends = np.cumsum([level.count for level in table.levels.each])[:-1]
+            arrays[name] = index_arrays(table, [np.sort(ids) for ids in np.split(drawn, ends)])[name.split("/")[-1]]
         elif array.dtype == np.uint8:
             arrays[name] = generator.integers(0, 256, array.shape, dtype=np.uint8)
         elif array.dtype.kind == "i":
@@ -91,8 +101,17 @@ def _cases() -> dict[str, tuple[TableSpec, PoolSpec | None]]:
     cases["private-floats"] = (line.replace(shared=None, private=PrivateSpec(40, 32)), None)
     cases["exact"] = (line.replace(exact=ExactSpec(17, 4)), pool)
     cases["exact-floats"] = (line.replace(exact=ExactSpec(1, 16)), pool)
+    levels = (Level(3, 8, 40), Level(20, 4, 17), Level(300, 2, 5, 4), Level(77, 16, 1, 32))
+    for index in LevelIndex:
+        cases[f"levels-{index.value}"] = (line.replace(levels=LevelsSpec(levels, index)), pool)
+    added = LevelsSpec((Level(600, 1, 9, 16),), LevelIndex.CODES, adds=True)
+    cases["levels-added"] = (line.replace(levels=added, private=PrivateSpec(40, 1), unknown=Unknown.RECONSTRUCT), pool)
+    every = LevelsSpec((Level(13, 32, 40), Level(90, 4, 20), Level(200, 4, 9), Level(N - 303, 4, 3)), LevelIndex.CODES)
+    cases["levels-alone"] = (line.replace(shared=None, levels=every, unknown=Unknown.ZERO), None)
     latent = shared_table(pool, latent_dim=24, embedding_dim=40, map=MapSpec(32))
     cases["map"] = (latent, pool)
+    few = LevelsSpec((Level(2, 4, 24), Level(100, 4, 6)), LevelIndex.IDS)
+    cases["levels-map"] = (latent.replace(levels=few, residual=ResidualSpec("group", 5)), pool)
     cases["map-4-bias"] = (latent.replace(map=MapSpec(4, bias=True), private=PrivateSpec(24, 1)), pool)
     cases["beside"] = (latent.replace(shared=replace(latent.shared, dim=16), private=PrivateSpec(8, 2)), pool)  # type: ignore[type-var]
     cases["residual"] = (line.replace(residual=ResidualSpec("group", 5)), pool)

@@ -24,6 +24,9 @@ from hfh_embed.packing import unpack
 from hfh_embed.snapshot import Snapshot
 from hfh_embed.spec import (
     ExactSpec,
+    Level,
+    LevelIndex,
+    LevelsSpec,
     Locality,
     MapSpec,
     PoolSpec,
@@ -82,6 +85,7 @@ def random_spec(generator: np.random.Generator) -> SnapshotSpec:
         )
     if maybe(0.3):
         exact = ExactSpec(number(1, count), int(generator.choice(BITS)))
+    levels = random_levels(generator, count, latent) if exact is None and maybe(0.4) else None
     unknown = Unknown(generator.choice([one.value for one in Unknown])) if shared is not None else Unknown.ERROR
     table = TableSpec(
         "users",
@@ -90,6 +94,7 @@ def random_spec(generator: np.random.Generator) -> SnapshotSpec:
         shared=shared,
         private=private,
         exact=exact,
+        levels=levels,
         map=MapSpec(int(generator.choice(BITS)), maybe(0.5)) if has_map else None,
         residual=ResidualSpec("group", number(1, 20)) if maybe(0.2) else None,
         latent_dim=latent,
@@ -97,6 +102,19 @@ def random_spec(generator: np.random.Generator) -> SnapshotSpec:
         unknown=unknown,
     )
     return SnapshotSpec((table,), (pool,) if shared is not None else ())
+
+
+def random_levels(generator: np.random.Generator, count: int, latent: int) -> LevelsSpec:
+    """A few levels of any widths, of some ids or of all."""
+    ends = np.unique(np.append(generator.integers(1, count + 1, int(generator.integers(0, 6))), count))
+    counts = np.diff(ends, prepend=0)[: None if generator.random() < 0.3 else max(1, len(ends) - 1)]
+    each = tuple(
+        Level(
+            int(n), int(generator.choice(BITS)), int(generator.integers(1, latent + 1)), int(generator.choice(BITS[2:]))
+        )
+        for n in counts
+    )
+    return LevelsSpec(each, generator.choice([one.value for one in LevelIndex]), bool(generator.random() < 0.3))
 
 
 def at_the_end(array: np.ndarray[Any, Any], offset: int) -> np.ndarray[Any, Any]:

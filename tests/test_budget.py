@@ -3,8 +3,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hfh_embed.budget import PRESETS, Form, choose, exact_ids, plan
+from hfh_embed.budget import PRESETS, Form, choose, plan
 from hfh_embed.errors import InputError, RatioError, SpecError
+from hfh_embed.frequent import exact_ids
 from hfh_embed.spec import Locality, Reconstruction
 
 GROUP = {"users": (100_000, 64), "items": (1_000, 32), "days": (7, 16)}
@@ -120,3 +121,18 @@ def test_a_latent_row_gets_a_map_only_where_the_row_is_longer() -> None:
     spec = plan(GROUP, 50, form=Form(latent_dim=32, locality=Locality.FREE, num_hashes=2, chunk_size=8))
     assert [table.map is not None for table in spec.tables] == [True, False, False]
     assert [table.latent_dim for table in spec.tables] == [32, 32, 16]
+
+
+@pytest.mark.parametrize("ratio", [1, 4, 8, 10, 16, 17, 32, 100, 300, 1000, 3000])
+def test_known_frequencies_keep_the_ratio_and_use_its_bytes(ratio: float) -> None:
+    generator = np.random.default_rng(0)
+    frequencies = {name: generator.permutation(1e6 / (1 + np.arange(n))) for name, (n, _) in GROUP.items()}
+    spec = plan(GROUP, ratio, frequencies=frequencies)
+    assert 0.97 * spec.dense_nbytes / ratio <= spec.nbytes <= spec.dense_nbytes / ratio
+    assert any(table.levels is not None for table in spec.tables) == (8 <= ratio <= 1000)  # too few bytes for an index
+
+
+def test_frequencies_that_are_alike_or_of_some_tables_alone_decide_nothing() -> None:
+    even = {name: np.full(n, 7) for name, (n, _) in GROUP.items()}
+    some = {"users": 1 / (1 + np.arange(100_000))}
+    assert plan(GROUP, 32, frequencies=even) == plan(GROUP, 32, frequencies=some) == plan(GROUP, 32)

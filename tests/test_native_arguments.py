@@ -337,3 +337,63 @@ def test_training_refuses_arrays_of_the_wrong_size() -> None:
     for rows, width in ((2**62, 64), (2**40, 2**40), (1, 0)):
         with pytest.raises(REFUSED):
             _native.recycled(rows, width)
+
+
+def test_levels_that_do_not_fit_are_refused_and_leave_the_table_usable() -> None:
+    from hfh_embed.kernels._native import Table
+
+    def fresh():
+        return Table(100, 8, 8, -1, True, False)
+
+    values, matrix, ids = np.zeros(40, np.uint8), np.zeros((4, 8), np.float32), np.arange(10, dtype=np.uint32)
+    good = (10, values, 4, 4, 1.0, matrix, None)
+    for place, wrong in (
+        (0, 0),
+        (0, 21),  # more rows than there are bytes
+        (0, 2**62),
+        (1, values[:19]),
+        (2, 3),
+        (3, 0),
+        (3, 9),
+        (3, 3),  # the map has four rows
+        (5, None),  # narrower rows without a map
+        (5, np.zeros((4, 9), np.float32)),
+        (5, np.zeros((4, 8))),
+        (6, ids[:9]),
+        (6, ids.astype(np.uint16)),
+    ):
+        with pytest.raises(REFUSED):
+            fresh().add_level(*(wrong if k == place else value for k, value in enumerate(good)))
+    with pytest.raises(ValueError, match="needs a map"):
+        fresh().add_level(5, values, 8, 8, 1.0, np.zeros((8, 8), np.float32), None)
+    table = fresh()
+    with pytest.raises(ValueError, match="no levels"):
+        table.set_level_index(0, False, None, 1)
+    table.add_level(*good)
+    for index, codes, bits in (
+        (3, None, 1),
+        (1, None, 1),
+        (1, np.zeros(12, np.uint8), 1),  # 96 codes
+        (1, np.zeros(50, np.uint8), 3),
+        (2, None, 1),  # no ids were given
+    ):
+        with pytest.raises(REFUSED):
+            table.set_level_index(index, False, codes, bits)
+    table.set_level_index(1, False, np.full(13, 255, np.uint8), 1)
+    with pytest.raises(ValueError, match="complete"):
+        table.add_level(*good)
+    rows = np.ones((100, 8), np.float32)
+    assert table.rows(np.arange(100), rows) == -1
+    assert not rows.any()
+
+
+def test_there_are_at_most_fifteen_levels_and_no_more_ids_than_the_table_has() -> None:
+    from hfh_embed.kernels._native import Table
+
+    table = Table(100, 8, 8, -1, True, False)
+    for _ in range(15):
+        table.add_level(10, np.zeros(80, np.uint8), 8, 8, 1.0, None, None)
+    with pytest.raises(ValueError, match="too many levels"):
+        table.add_level(10, np.zeros(80, np.uint8), 8, 8, 1.0, None, None)
+    with pytest.raises(ValueError, match="more ids than the table"):
+        table.set_level_index(0, False, None, 1)

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 import hfh_embed
 from hfh_embed.container import encode_header, replacing
 from hfh_embed.errors import DamagedError, HFHError, InputError, SnapshotError, TableNotFoundError
+from hfh_embed.kernels import backends
 from hfh_embed.layout import ArraySpec
 from hfh_embed.snapshot import Snapshot
 from tests.builders import CASES, N, snapshot_of
@@ -115,6 +116,31 @@ def test_exact_ids_that_do_not_ascend_are_named_by_verify(tmp_path: Path) -> Non
         hfh_embed.verify(tmp_path / "x.hfh")
 
 
+@pytest.mark.parametrize(
+    ("case", "name", "damage", "message"),
+    [
+        ("levels-codes", "levels.codes", lambda a: np.zeros_like(a), "as many ids"),
+        ("levels-codes", "levels.codes", lambda a: np.full_like(a, 255), "as many ids"),
+        ("levels-alone", "levels.codes", lambda a: a[::-1].copy(), "as many ids"),
+        ("levels-ids", "levels.ids", lambda a: a[::-1].copy(), "do not ascend"),
+        ("levels-ids", "levels.ids", lambda a: np.concatenate((a[3:6], a[3:])), "two levels"),
+        ("levels-ids", "levels.ids", lambda a: np.append(a[:-1], a.dtype.type(65_535)), "outside the table"),
+    ],
+)
+def test_a_damaged_index_of_levels_is_named_by_verify_and_reads_nothing_outside(
+    tmp_path: Path, case: str, name: str, damage, message: str
+) -> None:
+    snapshot = snapshot_of(*CASES[case])
+    arrays = dict(snapshot.arrays)
+    arrays[f"table/users/{name}"] = damage(arrays[f"table/users/{name}"])
+    Snapshot(snapshot.spec, arrays).save(tmp_path / "x.hfh")
+    for kernels in backends():
+        assert hfh_embed.open(tmp_path / "x.hfh", kernels=kernels)["users"].lookup(np.arange(N)).shape == (N, 40)
+    if (damage(arrays[f"table/users/{name}"]) != snapshot.arrays[f"table/users/{name}"]).any():
+        with pytest.raises(DamagedError, match=message):
+            hfh_embed.verify(tmp_path / "x.hfh")
+
+
 def _refused(path: Path) -> str:
     """The sentence with which a file is refused, by every way to open it."""
     with pytest.raises(SnapshotError) as caught:
@@ -199,6 +225,32 @@ def test_hostile_headers_are_refused(file: Path, change, message: str) -> None:
     with pytest.raises(SnapshotError, match=message):
         hfh_embed.open(file)
     _refused(file)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda levels: levels.update(each=[]), "0 levels"),
+        (lambda levels: levels.update(each=[[1, 4, 8, 8]] * 16), "16 levels"),
+        (lambda levels: levels.update(each=[[N + 1, 4, 8, 8]]), "ids in levels"),
+        (lambda levels: levels.update(each=[[5, 4, 41, 8]]), "latent row"),
+        (lambda levels: levels.update(each=[[5, 3, 8, 8]]), "bits"),
+        (lambda levels: levels.update(each=[[5, 4, 8, 2]]), "map"),
+        (lambda levels: levels.update(each=[[2**62, 4, 8, 8], [2**62, 4, 8, 8]]), "ids of all levels"),
+        (lambda levels: levels.update(each=[[5, 4, 8, 8, 1]]), "malformed"),
+        (lambda levels: levels.update(each=[[5, 4, True, 8]]), "dim"),
+        (lambda levels: levels.update(each={}), "malformed"),
+        (lambda levels: levels.update(index="anywhere"), "malformed"),
+        (lambda levels: levels.update(adds=1), "adds"),
+        (lambda levels: levels.update(index="ids"), "not what the description needs"),
+    ],
+)
+def test_hostile_levels_are_refused(tmp_path: Path, change, message: str) -> None:
+    snapshot_of(*CASES["levels-codes"]).save(tmp_path / "x.hfh")
+    _with_header(tmp_path / "x.hfh", lambda d: _spec(d, lambda s: change(s["tables"][0]["levels"])))
+    with pytest.raises(SnapshotError, match=message):
+        hfh_embed.open(tmp_path / "x.hfh")
+    _refused(tmp_path / "x.hfh")
 
 
 def test_a_plain_safetensors_file_is_refused(tmp_path: Path) -> None:

@@ -10,13 +10,14 @@ import numpy.typing as npt
 from hfh_embed.hashing import Addresses
 from hfh_embed.kernels import Mode, _native
 from hfh_embed.kernels._native import SIMD, Table
-from hfh_embed.kernels.numpy_backend import map_matrix
+from hfh_embed.kernels.numpy_backend import level_maps, map_matrix
 from hfh_embed.layout import Array, TableData
-from hfh_embed.spec import Locality, PoolSpec, PrivateRole, Reconstruction, SharedSpec, Unknown
+from hfh_embed.spec import LevelIndex, Locality, PoolSpec, PrivateRole, Reconstruction, SharedSpec, Unknown
 
 __all__ = ["SIMD", "NativeKernel", "addresses", "native_table", "shared_facts"]
 
 LOCALITIES = tuple(Locality)
+LEVEL_INDEXES = tuple(LevelIndex)
 MODES = get_args(Mode)
 Ids = npt.NDArray[np.int64]
 Facts = tuple[int, int, int, int, int, int, int, int, bool]
@@ -109,6 +110,8 @@ def native_table(data: TableData, latent_only: bool = False) -> Table:
             table.exact.bits,
             None if scales is None else scales.view(np.uint16),
         )
+    if table.levels is not None:
+        _set_levels(native, data)
     if latent_only:
         return native
     if (matrix := map_matrix(data)) is not None:
@@ -116,6 +119,24 @@ def native_table(data: TableData, latent_only: bool = False) -> Table:
     if table.residual is not None:
         native.set_residual(*(arrays[f"residual.{name}"] for name in ("w1", "b1", "w2", "b2")))
     return native
+
+
+def _set_levels(native: Table, data: TableData) -> None:
+    table, arrays, levels = data.table, data.arrays, data.table.levels
+    assert levels is not None
+    first = 0
+    for number, (level, linear) in enumerate(zip(levels.each, level_maps(data), strict=True)):
+        ids = None
+        if levels.index is LevelIndex.IDS:
+            ids = arrays["levels.ids"][first : first + level.count]
+            ids = ids.astype(np.uint32) if ids.dtype == np.uint16 else ids
+            first += level.count
+        scale = float(arrays[f"level{number}.scale"][0]) if level.bits <= 8 else 1.0
+        values = _bytes(arrays[f"level{number}.values"])
+        native.add_level(level.count, values, level.bits, level.dim, scale, linear, ids)
+    index = LEVEL_INDEXES.index(levels.index)
+    codes = arrays.get("levels.codes")
+    native.set_level_index(index, levels.adds, codes, levels.code_bits(table.num_embeddings))
 
 
 def _bytes(array: Array) -> npt.NDArray[np.uint8]:

@@ -11,11 +11,12 @@ import numpy.typing as npt
 from hfh_embed.hashing import addresses
 from hfh_embed.kernels import Mode
 from hfh_embed.layout import Array, TableData
+from hfh_embed.level_index import BLOCK_IDS, LevelPlaces
 from hfh_embed.packing import levels_from_codes, packed_bytes, unpack
-from hfh_embed.spec import MapSpec, PrivateRole, Reconstruction, Unknown
+from hfh_embed.spec import Level, LevelIndex, MapSpec, PrivateRole, Reconstruction, Unknown
 from hfh_embed.windows import Windows, windows_of
 
-__all__ = ["NumpyKernel", "map_matrix", "map_of_bands"]
+__all__ = ["NumpyKernel", "level_maps", "map_matrix", "map_of_bands"]
 
 BLOCK_ENTRIES = 2**20
 """Entries of the largest temporary array of a block; some eight bytes each, a few at a time."""
@@ -34,6 +35,8 @@ class NumpyKernel:
         if table.shared is not None and data.pool is not None:
             entries = table.shared.num_chunks * table.shared.chunk_size
             widest = max(widest, entries * max(table.shared.num_hashes, data.pool.hidden))
+        if table.levels is not None and table.levels.index is LevelIndex.CODES:
+            widest = max(widest, BLOCK_IDS)
         self._block = max(1, BLOCK_ENTRIES // widest)
 
     def lookup(self, ids: Any, dtype: Any, num_threads: int = 1) -> npt.NDArray[Any] | None:
@@ -145,7 +148,33 @@ class NumpyKernel:
             if table.exact.bits <= 8:
                 values = values * arrays["exact.scale"][places].astype(np.float32)[:, None]
             z[hit] = values
+        if table.levels is not None:
+            found, level_place = self._places.find(np.where(known, ids, -1))
+            for number, level in enumerate(table.levels.each):
+                mine = found == number
+                if not mine.any():
+                    continue
+                own_rows = self._level(number, level, level_place[mine])
+                z[mine] = z[mine] + own_rows if table.levels.adds else own_rows
         return z
+
+    def _level(self, number: int, level: Level, places: Ids) -> F32:
+        """Latent rows of a level, at some places."""
+        arrays, name = self._data.arrays, f"level{number}"
+        values = _values(arrays[f"{name}.values"][places], level.bits, level.dim)
+        if level.bits <= 8:
+            values = values * arrays[f"{name}.scale"][0]
+        linear = self.level_maps[number]
+        return values if linear is None else values @ linear
+
+    @functools.cached_property
+    def _places(self) -> LevelPlaces:
+        return LevelPlaces(self._data.table, self._data.arrays)
+
+    @functools.cached_property
+    def level_maps(self) -> list[F32 | None]:
+        """The map of each level that has one, (dim, R) float32, made at the first lookup."""
+        return level_maps(self._data)
 
     def _shared(self, ids: Ids, weights: F32 | None) -> F32:
         shared, pool, arrays = self._data.table.shared, self._data.pool, self._data.arrays
@@ -233,6 +262,22 @@ class NumpyKernel:
         places = np.minimum(np.searchsorted(own, ids), len(own) - 1)
         hit = own[places] == ids
         return places[hit], hit
+
+
+def level_maps(data: TableData) -> list[F32 | None]:
+    """The map of each level, (dim, R) float32; None for a level of full width."""
+    levels, latent = data.table.levels, data.table.latent_dim
+    maps: list[F32 | None] = []
+    for number, level in enumerate(levels.each if levels is not None else ()):
+        if level.dim == latent:
+            maps.append(None)
+            continue
+        name = f"level{number}.map"
+        values = _values(data.arrays[f"{name}.values"], level.map_bits, latent)
+        if level.map_bits <= 8:
+            values = values * data.arrays[f"{name}.scale"].astype(np.float32)[:, None]
+        maps.append(np.ascontiguousarray(values))
+    return maps
 
 
 def map_matrix(data: TableData) -> F32 | None:

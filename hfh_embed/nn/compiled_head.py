@@ -183,7 +183,7 @@ def _data(table: Rows) -> TableData:
 def _is_plain(table: Rows) -> bool:
     """Whether rows are the shared sum and nothing else."""
     spec, pool = table.spec, table.pool
-    others = (spec.private, spec.exact, spec.map, spec.residual, spec.coded, spec.trellis)
+    others = (spec.private, spec.exact, spec.levels, spec.map, spec.residual, spec.coded, spec.trellis)
     if spec.shared is None or pool is None or pool.spec is None or any(part is not None for part in others):
         return False
     return pool.spec.reconstruction is Reconstruction.SUM

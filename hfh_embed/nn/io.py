@@ -14,7 +14,8 @@ from hfh_embed.errors import SpecError
 from hfh_embed.layout import Array, SnapshotSpec
 from hfh_embed.nn.embedding import HFHEmbedding, Lookup
 from hfh_embed.nn.pool import Pool
-from hfh_embed.nn.table import Rows, loaded_values
+from hfh_embed.nn.rounding import loaded_values
+from hfh_embed.nn.table import Rows
 from hfh_embed.nn.vocabulary import VocabularyHead
 from hfh_embed.snapshot import Snapshot
 from hfh_embed.spec import PrivateSpec, TableSpec

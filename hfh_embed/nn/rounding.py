@@ -17,9 +17,18 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from hfh_embed.errors import SpecError
 from hfh_embed.layout import Array
 from hfh_embed.nn.tape import gathered
-from hfh_embed.packing import pack
+from hfh_embed.packing import levels_from_codes, pack, unpack
 
-__all__ = ["Scaling", "StoredValues", "half_step_of", "levels", "noisily_rounded", "rounded_rms", "widened"]
+__all__ = [
+    "Scaling",
+    "StoredValues",
+    "half_step_of",
+    "levels",
+    "loaded_values",
+    "noisily_rounded",
+    "rounded_rms",
+    "widened",
+]
 
 STEPS = {1: 1.5958, 2: 0.9957, 4: 0.3352, 8: 0.0308}
 """Step between neighbouring levels, in units of the masters' rms."""
@@ -193,3 +202,16 @@ class StoredValues(nn.Module):
         codes = ((whole + (2**self.bits - 1)) / 2).to(torch.int32).cpu().numpy()
         scales = half_step.cpu().numpy().reshape(-1)
         return pack(codes, self.bits), scales.astype(self.scale_dtype)
+
+
+def loaded_values(arrays: Any, part: str, bits: int, count: int) -> StoredValues:
+    """A part's values out of a snapshot, with the scales they have there."""
+    stored = arrays[f"{part}.values"]
+    if bits > 8:
+        return StoredValues(torch.from_numpy(stored.astype(np.float32)), bits, Scaling.FIXED)
+    scale = torch.from_numpy(arrays[f"{part}.scale"].astype(np.float32).copy())
+    whole = torch.from_numpy(levels_from_codes(unpack(stored, count, bits), bits).astype(np.float32))
+    half_step = scale[0] if len(scale) == 1 and len(whole) != 1 else scale[:, None]
+    loaded = StoredValues(whole * half_step, bits, Scaling.FIXED, half_step)
+    loaded.scale_dtype = arrays[f"{part}.scale"].dtype
+    return loaded

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hfh_embed.budget import exact_ids
 from hfh_embed.errors import SpecError, UnknownIdError
+from hfh_embed.frequent import exact_ids, level_ids
 from hfh_embed.layout import Array, TableData
 from hfh_embed.nn.coded import Coded
+from hfh_embed.nn.levels import Levels
 from hfh_embed.nn.pool import Pool, part_std
-from hfh_embed.nn.rounding import Scaling, StoredValues, rounded_rms
+from hfh_embed.nn.rounding import Scaling, StoredValues, loaded_values, rounded_rms
 from hfh_embed.nn.trellis import BandedMap, Trellis
-from hfh_embed.packing import levels_from_codes, unpack
 from hfh_embed.spec import PrivateRole, TableSpec
 
 __all__ = ["Rows"]
+
+ADDED = 0.3
+"""Standard deviation of levels that are added to other parts, in units of theirs: rows begin as what is shared, and grow apart."""
 
 
 class Rows(nn.Module):
@@ -52,6 +54,7 @@ class Rows(nn.Module):
             self._make_private(own_std)
         if spec.exact is not None:
             self._make_exact(pool, std)
+        self.levels = self._levels(pool, std, loaded) if spec.levels is not None else None
         if spec.map is not None:
             matrix = torch.randn(spec.latent_dim, spec.embedding_dim) / math.sqrt(spec.latent_dim)
             self.map = StoredValues(
@@ -82,6 +85,15 @@ class Rows(nn.Module):
         self.exact = StoredValues(torch.randn(exact.count, self.spec.latent_dim) * std, exact.bits, Scaling.ROW)
         self.register_buffer("exact_ids", torch.from_numpy(ids.astype(np.int64)))
 
+    def _levels(self, pool: Pool | None, std: float, loaded: TableData | None) -> Levels:
+        assert self.spec.levels is not None
+        members = None
+        if pool is not None and self.spec.name in pool.frequencies:
+            members = level_ids(self.spec, np.asarray(pool.frequencies[self.spec.name]))
+        return Levels(
+            self.spec, members, ADDED * std if self.spec.levels.adds and _has_others(self.spec) else std, loaded
+        )
+
     def check(self, ids: Tensor) -> None:
         """Raise UnknownIdError for ids outside the table. Only on the CPU: elsewhere it would wait for the device."""
         if ids.is_floating_point() or ids.dtype == torch.bool:
@@ -97,13 +109,13 @@ class Rows(nn.Module):
     def is_cheap(self) -> bool:
         """Whether a row costs less than finding out whether its id was in the batch before."""
         spec = self.spec
-        networks = (spec.map, spec.residual, spec.coded)
+        networks = (spec.map, spec.residual, spec.coded, spec.levels)
         return self.pool is not None and all(p is None for p in networks) and self.pool.compiled_path() is not None
 
     def rows(self, ids: Tensor) -> Tensor:
         """The rows of ids (B,), each inside the table: (B, D)."""
         spec, pool = self.spec, self.pool
-        e = self._latent(ids)
+        e = self._latent(ids) if self.levels is None else self.levels(ids, self._latent if _has_others(spec) else None)
         if spec.map is not None:
             e = e @ self.map()
             if self.map_bias is not None:
@@ -166,7 +178,7 @@ class Rows(nn.Module):
             )
         if spec.map is not None and self.map_bias is not None:
             out["map.bias"] = self.map_bias.cpu().numpy().astype(np.float32)
-        for codes in (self.coded, self.trellis):
+        for codes in (self.coded, self.trellis, self.levels):
             out |= codes.arrays() if codes is not None else {}
         return out
 
@@ -192,17 +204,8 @@ class Rows(nn.Module):
             self.map_bias.copy_(torch.tensor(arrays["map.bias"]))
 
 
-def loaded_values(arrays: Any, part: str, bits: int, count: int) -> StoredValues:
-    """A part's values out of a snapshot, with the scales they have there."""
-    stored = arrays[f"{part}.values"]
-    if bits > 8:
-        return StoredValues(torch.from_numpy(stored.astype(np.float32)), bits, Scaling.FIXED)
-    scale = torch.from_numpy(arrays[f"{part}.scale"].astype(np.float32).copy())
-    whole = torch.from_numpy(levels_from_codes(unpack(stored, count, bits), bits).astype(np.float32))
-    half_step = scale[0] if len(scale) == 1 and len(whole) != 1 else scale[:, None]
-    loaded = StoredValues(whole * half_step, bits, Scaling.FIXED, half_step)
-    loaded.scale_dtype = arrays[f"{part}.scale"].dtype
-    return loaded
+def _has_others(spec: TableSpec) -> bool:
+    return any(part is not None for part in (spec.shared, spec.private))
 
 
 def _placed(part: Tensor, start: int, width: int) -> Tensor:

@@ -32,6 +32,10 @@ KEPT = (
     "trellis",
     "trellis-bands",
     "trellis-coded",
+    "levels-first",
+    "levels-codes",
+    "levels-added",
+    "levels-map",
 )
 
 

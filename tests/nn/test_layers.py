@@ -29,18 +29,32 @@ FORMS = {name: form for name, form in PRESETS.items() if name != "hash_embedding
     "half": Form(bits=16, num_hashes=2),
     "rows": Form(shared=False, private_bits=2),
     "exact": Form(exact_share=0.3, exact_bits=4),
+    "levels": Form(level_share=0.5),
+    "levels-add": Form(
+        level_share=0.5, level_count=2, level_cover=0.4, level_bits=1, level_map_bits=32, level_adds=True
+    ),
+    "levels-alone": Form(shared=False, level_share=1, level_cover=1, level_count=4, level_map_bits=4),
     "few-bit-mlp": Form(
         locality=Locality.FREE, num_hashes=4, chunk_size=4, reconstruction=Reconstruction.MLP, hidden=8
     ),
 }
-ROUNDED = ("hfh", "latent", "bilinear", "few-bit-mlp")  # a network or map follows: equal within float32 rounding
+ROUNDED = (
+    "hfh",
+    "latent",
+    "bilinear",
+    "few-bit-mlp",
+    "levels",
+    "levels-add",
+    "levels-alone",
+)  # a network or map follows: equal within float32 rounding
+NEEDS_FREQUENCIES = ("exact", "levels")
 IDS = torch.tensor([0, 3, N - 1, 17, 17, 1234])
 
 
 def _embedding(form: str | Form, **options) -> hnn.HFHEmbedding:
     torch.manual_seed(1)
     chosen = FORMS[form] if isinstance(form, str) else form
-    frequencies = np.arange(N) if chosen.exact_share else None
+    frequencies = np.arange(N) if chosen.exact_share or chosen.level_share else None
     return hnn.HFHEmbedding(N, D, ratio=6, form=chosen, frequencies=frequencies, **options)
 
 
@@ -178,7 +192,7 @@ def test_weighted_bags_equal_torch_and_give_the_weights_a_gradient() -> None:
 
 
 def test_the_padding_row_is_zero_and_gets_no_gradient() -> None:
-    for form in ("line", "mixed", "exact"):
+    for form in ("line", "mixed", "exact", "levels"):
         layer = _embedding(form, padding_idx=-1)
         assert layer.padding_idx == N - 1
         rows = layer(torch.tensor([N - 1, N - 1]))
@@ -243,13 +257,15 @@ def test_the_weight_cannot_be_set() -> None:
 
 
 def test_a_state_dict_comes_back() -> None:
-    for form in ("line", "mixed-rows", "latent", "exact", "hfh"):
+    for form in ("line", "mixed-rows", "latent", "exact", "levels", "hfh"):
         one = _embedding(form)
         file = io.BytesIO()
         torch.save(one.state_dict(), file)
         file.seek(0)
         torch.manual_seed(77)
-        two = hnn.HFHEmbedding(N, D, ratio=6, form=FORMS[form], frequencies=np.arange(N) if form == "exact" else None)
+        two = hnn.HFHEmbedding(
+            N, D, ratio=6, form=FORMS[form], frequencies=np.arange(N) if form in NEEDS_FREQUENCIES else None
+        )
         two(IDS)
         assert not torch.equal(one(IDS), two(IDS))
         two.load_state_dict(torch.load(file, weights_only=True))

@@ -24,6 +24,8 @@ FORMS = {
     "mixed": Form(private_bits=2),
     "rows": Form(shared=False, private_bits=2, row_scale=True),
     "map": Form(latent_dim=16, residual_hidden=8, bits=2),
+    "levels": Form(level_share=0.6),
+    "levels-alone": Form(shared=False, level_share=1, level_cover=1, level_count=4, level_map_bits=32),
     "mlp": Form(
         bits=32, locality=Locality.FREE, num_hashes=4, chunk_size=1, reconstruction=Reconstruction.MLP, hidden=4
     ),
@@ -47,6 +49,8 @@ def _tiled(request, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _head(form: str = "line", **options) -> hnn.VocabularyHead:
     torch.manual_seed(1)
+    if FORMS[form].level_share:
+        options["frequencies"] = np.random.default_rng(0).permutation(1 / (1.0 + np.arange(V)))
     return hnn.VocabularyHead(V, D, ratio=options.pop("ratio", 3), form=FORMS[form], **options)
 
 

@@ -30,7 +30,7 @@ __all__ = [
 Maker = Callable[[Shapes, float, int], Embedding]
 
 
-def _form(form: Form | Callable[[float, int], Form]) -> Maker:
+def _form(form: Form | Callable[[float, int], Form] | None) -> Maker:
     return partial(Formed, form=form)
 
 
@@ -44,6 +44,7 @@ OURS: Mapping[str, Maker] = {
     "hfh mix + network": _form(partial(private_form, residual_hidden=16)),
     "hfh line + map": _form(Form(latent_dim=16)),
     "hfh line + exact rows": _form(Form(exact_share=0.3, exact_bits=4)),
+    "hfh by frequency": _form(None),
 }
 PEERS: Mapping[str, Maker] = {
     "few-bit rows": FewBitRows,

@@ -16,11 +16,13 @@ __all__ = ["Formed", "private_form"]
 
 
 class Formed(Joined):
-    """One long table of a form, or of the form that a function gives for (ratio, D)."""
+    """One long table of a form, of the form that a function gives for (ratio, D), or of the one that frequencies choose (None)."""
 
-    def __init__(self, shapes: Shapes, ratio: float, seed: int, form: Form | Callable[[float, int], Form]) -> None:
+    def __init__(
+        self, shapes: Shapes, ratio: float, seed: int, form: Form | Callable[[float, int], Form] | None
+    ) -> None:
         super().__init__(shapes)
-        if not isinstance(form, Form):
+        if form is not None and not isinstance(form, Form):
             form = form(ratio, shapes.dim)
         try:
             self.table = hnn.HFHEmbedding(
@@ -30,7 +32,7 @@ class Formed(Joined):
                 form=form,
                 seed=seed,
                 std=shapes.std,
-                frequencies=shapes.joined_counts if form.exact_share else None,
+                frequencies=shapes.joined_counts if form is None or form.exact_share or form.level_share else None,
             )
         except RatioError as error:
             raise TooSmallError(str(error)) from error

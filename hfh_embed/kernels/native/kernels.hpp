@@ -9,6 +9,8 @@ namespace hfh {
 
 constexpr int64_t kLineBits = 512;
 constexpr int64_t kMaxHashes = 64;
+constexpr int kMaxLevels = 15;
+constexpr int64_t kIndexBlock = 256;  // ids between two counts of each level
 
 // Inlined even without optimisation: a copy compiled for a newer processor must never be the one that the linker keeps.
 #define HFH_INLINE __attribute__((always_inline)) inline
@@ -16,6 +18,7 @@ constexpr int64_t kMaxHashes = 64;
 enum class Locality : int { kFree = 0, kAligned = 1, kLine = 2, kWords = 3 };
 enum class Reconstruction : int { kSum = 0, kBilinear = 1, kMlp = 2 };
 enum class Out : int { kFloat = 0, kHalf = 1, kStreamed = 2 };  // float32, float16, float32 past the caches
+enum class LevelIndex : int { kFirst = 0, kCodes = 1, kIds = 2 };
 enum class Mode : int { kSum = 0, kMean = 1, kMax = 2 };
 
 struct Shared {
@@ -78,6 +81,26 @@ struct Exact {
   Values values;
 };
 
+// Some ids with rows of their own, and the map (dim, latent_dim) to latent rows; null where rows are as wide.
+struct Level {
+  int64_t count = 0;
+  Values values;
+  const float* map = nullptr;
+  Exact ids;  // where the index has ids
+};
+
+// before[block * count + level] is how many ids of the level lie before a block of kIndexBlock codes.
+struct Levels {
+  int count = 0;  // 0 until the index is there
+  int64_t widest = 0;
+  LevelIndex index = LevelIndex::kFirst;
+  bool adds = false;
+  Bytes codes;
+  int code_bits = 1, first_code = 0;
+  const int64_t* before = nullptr;
+  Level each[kMaxLevels];
+};
+
 struct Residual {
   int64_t hidden = 0;
   const float *w1 = nullptr, *b1 = nullptr, *w2 = nullptr, *b2 = nullptr;
@@ -93,13 +116,14 @@ struct Table {
   Network network;
   Values own;  // the private part
   Exact exact;
+  Levels levels;
   const float* map = nullptr;   // (R, D)
   const float* bias = nullptr;  // (D,)
   Residual residual;
 
   // Rows that are nothing but their shared sum, so that they are written where they are wanted.
   HFH_INLINE bool is_plain() const {
-    return has_shared && !has_private && exact.count == 0 && map == nullptr && bias == nullptr && residual.hidden == 0 &&
+    return has_shared && !has_private && exact.count == 0 && levels.count == 0 && map == nullptr && bias == nullptr && residual.hidden == 0 &&
            network.kind == Reconstruction::kSum && shared.dim == embedding_dim;
   }
 };

@@ -5,36 +5,17 @@
 #pragma once
 
 #include "fetch.hpp"
+#include "levels.hpp"
 #include "line.hpp"
 #include "network.hpp"
 
 namespace hfh {
 namespace HFH_ISA {
 
-// The place of an id among the exact rows, or -1.
-inline int64_t exact_place(const Exact& exact, int64_t id) {
-  const int64_t bucket = id >> exact.shift;
-  if (static_cast<uint64_t>(bucket) >= static_cast<uint64_t>(exact.buckets)) return -1;
-  int64_t low = exact.directory[bucket], high = exact.directory[bucket + 1];
-  const auto at = [&](int64_t place) {
-    return exact.wide ? static_cast<const int64_t*>(exact.ids)[place]
-                      : static_cast<int64_t>(static_cast<const uint32_t*>(exact.ids)[place]);
-  };
-  while (low < high) {
-    const int64_t middle = low + (high - low) / 2;
-    if (at(middle) < id) {
-      low = middle + 1;
-    } else {
-      high = middle;
-    }
-  }
-  return low < exact.count && at(low) == id ? low : -1;
-}
-
 inline int64_t scratch_floats(const Table& t) {
   const int64_t network = t.network.kind == Reconstruction::kSum && !t.weighs ? 0 : t.shared.num_hashes * t.shared.dim;
   const int64_t latent = t.map ? kBlockRows * t.latent_dim : 0;
-  const int64_t all = (kBlockRows + 1) * t.embedding_dim + latent + kBlockRows * t.residual.hidden + network + kMaxHashes;
+  const int64_t all = (kBlockRows + 1) * t.embedding_dim + latent + kBlockRows * t.residual.hidden + network + kMaxHashes + t.levels.widest;
   return (all + 15) / 16 * 16;  // whole cache lines for each thread
 }
 
@@ -49,7 +30,8 @@ class RowStream {
     hidden_ = scratch;
     latent_ = hidden_ + kBlockRows * t_.residual.hidden;
     weights_ = latent_ + (t_.map ? kBlockRows * t_.latent_dim : 0);
-    values_ = weights_ + kMaxHashes;
+    own_ = weights_ + kMaxHashes;
+    values_ = own_ + t_.levels.widest;
     ahead(0);
   }
 
@@ -77,7 +59,7 @@ class RowStream {
 
   // Ask the memory for what belongs to the ids of the block that begins here.
   void ahead(int64_t from) const {
-    if (!t_.has_private && !t_.exact.count) return;
+    if (!t_.has_private && !t_.exact.count && !t_.levels.count) return;
     for (int64_t i = from; i < least(from + kBlockRows, count_); ++i) {
       int64_t id;
       std::memcpy(&id, ids_ + i, sizeof id);
@@ -87,6 +69,7 @@ class RowStream {
         if (t_.own.row_scale) prefetch(t_.own.row_scale + id);
       }
       if (t_.exact.count) prefetch(t_.exact.directory + (id >> t_.exact.shift));
+      if (t_.levels.count) prefetch_level(t_.levels, t_.num_embeddings, id);
     }
   }
 
@@ -107,6 +90,9 @@ class RowStream {
         case 16: add_own<16>(rows, z, stride); break;
         default: add_own<32>(rows, z, stride);
       }
+    }
+    for (int64_t i = 0; i < rows && t_.levels.count; ++i) {
+      put_level(t_.levels, t_.num_embeddings, block_ids_[i], t_.latent_dim, own_, z + i * stride);
     }
     if (!t_.exact.count) return;
     for (int64_t i = 0; i < rows; ++i) {
@@ -149,7 +135,7 @@ class RowStream {
   const bool line_form_;
   LineStream line_;
   FetchStream fetches_;
-  float *hidden_, *latent_, *weights_, *values_;
+  float *hidden_, *latent_, *weights_, *own_, *values_;
   int64_t taken_ = 0;
   int64_t block_ids_[kBlockRows];
 };

@@ -7,6 +7,7 @@
 #include <mutex>
 #include <vector>
 
+#include "level_table.hpp"
 #include "numpy_arrays.hpp"
 #include "parallel.hpp"
 
@@ -21,11 +22,11 @@ constexpr int64_t kNone = INT64_MAX;   // no place of an id
 constexpr int64_t kStreamedBytes = int64_t{16} << 20;
 
 // One table with everything that its rows are computed from; keeps the arrays alive.
-class Table {
+class Table : public LevelTable {
  public:
   Table(int64_t num_embeddings, int64_t embedding_dim, int64_t latent_dim, int64_t padding_id, bool refuse_unknown,
         bool zero_unknown)
-      : table_{num_embeddings, embedding_dim, latent_dim, padding_id, refuse_unknown, zero_unknown} {
+      : LevelTable({num_embeddings, embedding_dim, latent_dim, padding_id, refuse_unknown, zero_unknown}) {
     require(num_embeddings >= 1 && embedding_dim >= 1 && embedding_dim <= 65536 && latent_dim >= 1 && latent_dim <= 65536,
             "sizes are out of range");
   }
@@ -74,15 +75,7 @@ class Table {
   void set_exact(nb::object ids, Stored values, int bits, nb::object row_scale) {
     require(table_.exact.count == 0, "exact rows are already there");  // a directory of them may have been made
     hfh::Exact exact;
-    In<uint32_t, 1> narrow;
-    Ids wide;
-    if (nb::try_cast(ids, narrow, false)) {
-      exact.ids = narrow.data(), exact.count = narrow.size(), exact.wide = false;
-    } else {
-      require(nb::try_cast(ids, wide, false), "exact ids must be uint32 or int64");
-      exact.ids = wide.data(), exact.count = wide.size(), exact.wide = true;
-    }
-    require(reinterpret_cast<uintptr_t>(exact.ids) % (exact.wide ? 8 : 4) == 0, "exact ids are not aligned");
+    take_ids(exact, ids);
     exact.values = values_of(values, bits, table_.latent_dim, 1.0f, row_scale, exact.count);
     kept_.push_back(ids);
     table_.exact = exact;
@@ -213,71 +206,18 @@ class Table {
   }
 
  private:
-  template <class Array>
-  static Array array_of(const nb::object& given, const char* what) {
-    Array array;
-    require(nb::try_cast(given, array, false), what);
-    return array;
-  }
-
-  template <class Array>
-  void keep(const Array& array) {
-    require(aligned(array), "an array is not aligned");
-    kept_.push_back(nb::cast(array));
-  }
-
   // Without a map the latent row is written where the row is wanted.
   void require_whole() const {
     require(table_.map != nullptr || table_.latent_dim == table_.embedding_dim, "rows of another length need a map");
   }
 
-  hfh::Values values_of(Stored bytes, int bits, int64_t count, float scale, nb::object row_scale, int64_t rows) {
-    require(bits == 1 || bits == 2 || bits == 4 || bits == 8 || bits == 16 || bits == 32, "bits must be 1, 2, 4, 8, 16 or 32");
-    hfh::Values values{{bytes.data(), static_cast<int64_t>(bytes.size())}, bits, count, scale, nullptr};
-    require(rows <= values.bytes.size / values.row_bytes(), "values have fewer bytes than their rows need");
-    keep(bytes);
-    if (!row_scale.is_none()) {
-      const auto given = array_of<In<uint16_t, 1>>(row_scale, "scales must be a contiguous uint16 array");
-      require(static_cast<int64_t>(given.size()) >= rows, "there are fewer scales than rows");
-      keep(given);
-      values.row_scale = given.data();
-    }
-    return values;
-  }
-
   // What is made at the first lookup, since it reads more than opening a file should.
   void prepare() const {
-    if (table_.exact.count) make_directory();
+    if (table_.exact.count) make_directory(table_.exact, table_.num_embeddings, directory_);
+    prepare_levels();
     on_lines(table_.map, table_.latent_dim * table_.embedding_dim);
     on_lines(table_.residual.w1, table_.residual.hidden * table_.embedding_dim);
     on_lines(table_.residual.w2, table_.residual.hidden * table_.embedding_dim);
-  }
-
-  // A matrix that does not begin on a cache line is copied, since products read it for every few rows.
-  void on_lines(const float*& matrix, int64_t count) const {
-    if (!matrix || reinterpret_cast<uintptr_t>(matrix) % 64 == 0) return;
-    copies_.push_back(aligned_floats(count));
-    matrix = std::copy_n(matrix, count, copies_.back().get()) - count;
-  }
-
-  // About four exact ids a bucket, so that an id is found with one or two reads of memory.
-  void make_directory() const {
-    hfh::Exact& exact = table_.exact;
-    const auto at = [&](int64_t place) {
-      return exact.wide ? static_cast<const int64_t*>(exact.ids)[place]
-                        : static_cast<int64_t>(static_cast<const uint32_t*>(exact.ids)[place]);
-    };
-    const int64_t wanted = std::max<int64_t>(64, exact.count / 4);
-    exact.shift = 0;
-    while ((table_.num_embeddings - 1) >> exact.shift >= wanted) ++exact.shift;
-    exact.buckets = ((table_.num_embeddings - 1) >> exact.shift) + 1;
-    directory_.assign(exact.buckets + 1, exact.count);
-    int64_t place = 0;
-    for (int64_t bucket = 0; bucket < exact.buckets; ++bucket) {
-      while (place < exact.count && at(place) >> exact.shift < bucket) ++place;
-      directory_[bucket] = place;
-    }
-    exact.directory = directory_.data();
   }
 
   // The first of some ids that is refused, or none.
@@ -339,10 +279,7 @@ class Table {
     return mine == kNone;
   }
 
-  mutable hfh::Table table_;
-  std::vector<nb::object> kept_;
   mutable std::vector<int64_t> directory_;
-  mutable std::vector<Aligned> copies_;
   mutable std::once_flag prepared_;
 };
 
@@ -361,6 +298,11 @@ void bind_tables(nb::module_& m) {
       .def("set_private", &Table::set_private, "values"_a.noconvert(), "bits"_a, "count"_a, "scale"_a, "row_scale"_a.none(),
            "weighs"_a)
       .def("set_exact", &Table::set_exact, "ids"_a, "values"_a.noconvert(), "bits"_a, "row_scale"_a.none())
+      .def("add_level", [](Table& t, int64_t count, Stored values, int bits, int64_t dim, float scale, nb::object map,
+                           nb::object ids) { t.add_level(count, values, bits, dim, scale, map, ids); }, "count"_a, "values"_a.noconvert(), "bits"_a, "dim"_a, "scale"_a, "map"_a.none(),
+           "ids"_a.none())
+      .def("set_level_index", [](Table& t, int index, bool adds, nb::object codes, int code_bits) {
+             t.set_level_index(index, adds, codes, code_bits); }, "index"_a, "adds"_a, "codes"_a.none(), "code_bits"_a)
       .def("set_map", &Table::set_map, "values"_a.noconvert(), "bias"_a.none())
       .def("set_residual", &Table::set_residual, "w1"_a.noconvert(), "b1"_a.noconvert(), "w2"_a.noconvert(),
            "b2"_a.noconvert())

@@ -1,0 +1,212 @@
+"""What the most frequent ids of a group of tables get: exact rows, of full width or in levels, for a number of bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from hfh_embed.errors import InputError, RatioError, SpecError
+from hfh_embed.layout import table_arrays
+from hfh_embed.packing import packed_bytes
+from hfh_embed.spec import ExactSpec, Level, LevelIndex, LevelsSpec, TableSpec
+
+if TYPE_CHECKING:
+    from hfh_embed.budget import Form
+
+__all__ = ["Frequencies", "are_unequal", "exact_ids", "level_ids", "with_exact", "with_levels"]
+
+Frequencies = Mapping[str, npt.NDArray[np.number]]
+Ids = npt.NDArray[np.int64]
+
+GROWTH = 4
+"""How many times longer a level is than the one before."""
+HOT_IDS, HOT_USES = 1 / 16, 0.5
+"""Frequencies are unequal where so few of the ids have so many of the uses."""
+NEARLY_SORTED = 0.99
+"""First ids stand for the most frequent ones where they have at least this share of their uses: then nothing finds them."""
+
+
+def are_unequal(frequencies: Frequencies) -> bool:
+    """Whether few of the ids have most of the uses, as words and clicks do."""
+    if not frequencies:
+        return False
+    counts = np.concatenate([np.asarray(seen, dtype=np.float64).reshape(-1) for seen in frequencies.values()])
+    hot = max(1, int(len(counts) * HOT_IDS))
+    return bool(np.partition(counts, -hot)[-hot:].sum() >= HOT_USES * counts.sum() > 0)
+
+
+def with_exact(tables: list[TableSpec], bits: int, budget: int, frequencies: Frequencies) -> list[TableSpec]:
+    """Give the most frequent ids of all tables together exact rows for ``budget`` bytes, their index counted."""
+    costs = []
+    for table in tables:
+        arrays = table_arrays(table.replace(exact=ExactSpec(1, bits)))
+        costs.append(sum(array.nbytes for name, array in arrays.items() if name.startswith("exact.")))
+    order, owner = _ranked(tables, frequencies)
+    taken = order[np.cumsum(np.asarray(costs)[owner]) <= budget]
+    per_table = np.bincount(owner[: len(taken)], minlength=len(tables))
+    return [
+        table.replace(exact=ExactSpec(int(count), bits)) if count else table
+        for table, count in zip(tables, per_table, strict=True)
+    ]
+
+
+def with_levels(tables: list[TableSpec], form: Form, budget: int, frequencies: Frequencies) -> list[TableSpec]:
+    """Give the most frequent ids of all tables together exact rows in levels for ``budget`` bytes, index and maps counted.
+
+    Each level has four times the ids of the one before. The first is as wide as can be; then widths fall as little as can be.
+    Where the bytes do not hold all levels, the longest are left out.
+
+    Raises:
+        RatioError: every id needs a level, and the bytes do not hold them.
+    """
+    order, owner = _ranked(tables, frequencies)
+    last = max(1, int(len(order) * form.level_cover))
+    if form.shared:
+        seen = sum(int(np.count_nonzero(frequencies[table.name])) for table in tables if table.name in frequencies)
+        last = max(1, min(last, seen))
+    ends = sorted({-(-last // GROWTH**back) for back in range(form.level_count)})
+    while ends:
+        counts = np.array(
+            [np.bincount(owner[a:b], minlength=len(tables)) for a, b in zip([0, *ends[:-1]], ends, strict=True)]
+        )
+        made = [
+            _made(table, form, counts[:, number], frequencies.get(table.name)) for number, table in enumerate(tables)
+        ]
+        indexes = sum(_index_bytes(table) for table in made)
+        if (widths := _widths(made, form, counts, budget - indexes)) is not None:
+            return [_narrowed(table, widths[:, n], counts[:, n]) for n, table in enumerate(made)]
+        if not form.shared:
+            break
+        ends.pop()
+    if form.shared:
+        return tables
+    raise RatioError(
+        f"levels of every id need more than their {budget:,} bytes; give a smaller ratio, or level_bits below {form.level_bits}",
+        nearest=1.0,
+    )
+
+
+def _ranked(tables: Sequence[TableSpec], frequencies: Frequencies) -> tuple[Ids, Ids]:
+    """All ids of the tables with known frequencies, most frequent first: their running numbers and their tables'."""
+    counts, owner = [], []
+    for number, table in enumerate(tables):
+        if table.name in frequencies:
+            counts.append(_counts(table, frequencies[table.name]))
+            owner.append(np.full(len(counts[-1]), number))
+    if not counts:
+        raise SpecError(
+            "exact rows go to the most frequent ids; give frequencies, or set exact_share and level_share to 0"
+        )
+    order = np.argsort(-np.concatenate(counts), kind="stable")
+    return order, np.concatenate(owner)[order]
+
+
+def _made(table: TableSpec, form: Form, counts: Ids, frequencies: npt.NDArray[np.number] | None) -> TableSpec:
+    """The table with levels of full width, and the index that costs least."""
+    each = tuple(Level(int(n), form.level_bits, table.latent_dim, form.level_map_bits) for n in counts if n)
+    if not each or frequencies is None:
+        return table
+    kinds = [
+        table.replace(levels=LevelsSpec(each, index, form.level_adds)) for index in (LevelIndex.CODES, LevelIndex.IDS)
+    ]
+    if _is_sorted(_counts(table, frequencies), np.cumsum(counts)):
+        kinds = [table.replace(levels=LevelsSpec(each, LevelIndex.FIRST, form.level_adds))]
+    return min(kinds, key=_index_bytes)
+
+
+def _is_sorted(counts: npt.NDArray[np.float64], ends: Ids) -> bool:
+    """Whether the first ids are, all but a few uses, the most frequent ones."""
+    first, best = np.cumsum(counts), np.cumsum(-np.sort(-counts))
+    return all(first[end - 1] >= NEARLY_SORTED * best[end - 1] for end in ends.tolist() if end)
+
+
+def _index_bytes(table: TableSpec) -> int:
+    return sum(array.nbytes for name, array in table_arrays(table).items() if name.startswith("levels."))
+
+
+def _widths(tables: Sequence[TableSpec], form: Form, counts: Ids, budget: int) -> Ids | None:
+    """Widths of each level in each table, (levels, tables), that take at most ``budget`` bytes; None where there are none."""
+    latent = np.array([table.latent_dim for table in tables])
+    has = (counts > 0) & np.array([table.levels is not None for table in tables])
+    map_bytes = np.array([packed_bytes(int(size), form.level_map_bits) for size in latent]) + 2 * (
+        form.level_map_bits <= 8
+    )
+
+    def cost(chosen: Ids) -> Ids:
+        return counts * -(-chosen * form.level_bits // 8) + np.where(chosen < latent, chosen * map_bytes, 0)
+
+    def worthwhile(chosen: Ids) -> Ids:
+        """Full width where few rows would need a large map."""
+        return np.where(cost(chosen) < cost(np.broadcast_to(latent, chosen.shape)), chosen, latent)
+
+    def widths(widest: float, fall: float) -> Ids:
+        shares = widest / fall ** np.arange(len(counts))
+        return worthwhile(np.maximum(1, (latent * shares[:, None]).astype(np.int64)))
+
+    def fits(chosen: Ids) -> bool:
+        return int(((cost(worthwhile(chosen)) + 4) * has).sum()) <= budget
+
+    most = int(latent.max())
+    for widest in range(most, 0, -1):
+        if fits(widths(widest / most, form.level_fall)):
+            falls = np.arange(1, form.level_fall + 0.001, 0.05)
+            chosen = next(w for fall in (*falls, form.level_fall) if fits(w := widths(widest / most, float(fall))))
+            return worthwhile(_filled(chosen, latent, fits))
+    return None
+
+
+def _filled(widths: Ids, latent: Ids, fits: Callable[[Ids], bool]) -> Ids:
+    """Widths that take what bytes are left: every level a little wider where it still fits, the first ones first."""
+    step = 8
+    while step:
+        wider = widths.copy()
+        for level in range(len(widths)):
+            trial = wider.copy()
+            trial[level] = np.minimum(
+                trial[level] + step, latent if level == 0 else np.maximum(trial[level], wider[level - 1])
+            )
+            if fits(trial):
+                wider = trial
+        if (wider == widths).all():
+            step //= 2
+        widths = wider
+    return widths
+
+
+def _narrowed(table: TableSpec, widths: Ids, counts: Ids) -> TableSpec:
+    if table.levels is None or not counts.any():
+        return table
+    bits, map_bits = table.levels.each[0].bits, table.levels.each[0].map_bits
+    each = tuple(Level(int(n), bits, int(w), map_bits) for n, w in zip(counts, widths, strict=True) if n)
+    return table.replace(levels=LevelsSpec(each, table.levels.index, table.levels.adds))
+
+
+def _counts(table: TableSpec, counts: npt.NDArray[np.number]) -> npt.NDArray[np.float64]:
+    weights: npt.NDArray[np.float64] = np.asarray(counts, dtype=np.float64)
+    if weights.shape != (table.num_embeddings,):
+        raise InputError(
+            f"frequencies of table {table.name!r} have shape {weights.shape}; give one for each of its {table.num_embeddings} ids"
+        )
+    if not np.isfinite(weights).all() or weights.min() < 0:
+        raise InputError(f"frequencies of table {table.name!r} must be finite and not negative")
+    return weights
+
+
+def exact_ids(table: TableSpec, frequencies: npt.NDArray[np.number]) -> Ids:
+    """The ids that get the table's exact rows, the most frequent ones, ascending: (count,) int64."""
+    counts = _counts(table, frequencies)
+    count = table.exact.count if table.exact is not None else 0
+    return np.sort(np.argsort(-counts, kind="stable")[:count]).astype(np.int64)
+
+
+def level_ids(table: TableSpec, frequencies: npt.NDArray[np.number]) -> list[Ids]:
+    """The ids of each of the table's levels, by falling frequency from level to level, ascending in each."""
+    assert table.levels is not None
+    ends = np.cumsum([level.count for level in table.levels.each])
+    order = np.argsort(-_counts(table, frequencies), kind="stable")
+    if table.levels.index is LevelIndex.FIRST:
+        order = np.arange(table.num_embeddings)
+    return [np.sort(ids).astype(np.int64) for ids in np.split(order[: ends[-1]], ends[:-1])]
