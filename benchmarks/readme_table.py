@@ -147,6 +147,7 @@ TABLES = {
     "batching table": batching_table,
     "vocabulary head table": vocabulary_head_table,
     "words table": lambda: report.table(_rows("language_models")),
+    "pieces table": lambda: report.table(_rows("language_models"), bpe=32000),
     "sentence table": sentence_table,
 }
 
