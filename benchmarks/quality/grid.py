@@ -14,6 +14,8 @@ RATIOS = (32, 100, 10, 1000)
 BETWEEN = (300, 16, 64, 8)
 SEEDS = 3
 ABLATION_RATIO = 100
+PROBED = ("hfh line", "few-bit rows", "hfh mix")
+"""What runs on the sets other than the first, at the first ratio."""
 
 
 def first() -> Iterator[Cell]:
