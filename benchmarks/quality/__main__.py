@@ -74,7 +74,8 @@ def _quick() -> Iterator[Cell]:
 
 
 def _grid() -> Iterable[Cell]:
-    return cells(tuple(TABLES))
+    """What the page's tables are complete by; the other tables are run by name."""
+    return cells(("compare",))
 
 
 if __name__ == "__main__":

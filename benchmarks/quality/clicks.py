@@ -41,7 +41,7 @@ class ClickTask:
     """The labelled rows, how a model learns from them and how it is judged."""
 
     goal = "auc"
-    max_epochs, patience = 14, 1
+    max_epochs, patience = 60, 1
 
     def __init__(self, data: Clicks) -> None:
         self.data = data

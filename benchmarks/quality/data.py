@@ -22,8 +22,10 @@ from completejourney import CONTEXT, FIELDS
 __all__ = ["DATA", "Clicks", "Labelled", "Pairs", "Sequences", "Size", "load_clicks", "load_pairs", "load_sequences"]
 
 DATA = completejourney.DATA.parent
-HOUSEHOLDS, USERS = 150, 12_000
-"""How many of them ``Size.PART`` draws; USERS of amazon_book and of beauty."""
+HOUSEHOLDS, USERS = 150, 20_000
+"""How many of them ``Size.PART`` draws, the households of completejourney and the users of amazon_book."""
+CORE = 5
+"""In ``Size.PART`` every user and item of the other two sets occurs so often: a draw of users alone leaves most items one or two."""
 
 Ints = npt.NDArray[np.int64]
 
@@ -104,12 +106,14 @@ def load_clicks(size: Size, folder: Path = DATA) -> Clicks:
 
 
 def load_pairs(size: Size, folder: Path = DATA) -> Pairs:
-    """amazon_book, or the pairs of some of its users."""
+    """amazon_book, or the pairs that some of its users have in training, as far as both are in many: the CORE of the draw."""
     path = folder / "amazon_book" / ("sample.npz" if size is Size.SAMPLE else "interactions.npz")
     with np.load(_present(path)) as stored:
         user, item, part = (stored[name].astype(np.int64) for name in ("user", "item", "split"))
     if size is Size.PART:
         mine = np.isin(user, np.random.default_rng(0).choice(int(user.max()) + 1, USERS, replace=False))
+        user, item, part = user[mine], item[mine], part[mine]
+        mine = _core(user, item, part == 0)
         user, item, part = user[mine], item[mine], part[mine]
     user, item = (np.unique(column, return_inverse=True)[1] for column in (user, item))
     sizes = {"user": int(user.max()) + 1, "item": int(item.max()) + 1}
@@ -120,21 +124,31 @@ def load_pairs(size: Size, folder: Path = DATA) -> Pairs:
 
 
 def load_sequences(size: Size, folder: Path = DATA) -> Sequences:
-    """beauty, or the sequences of some of its users."""
+    """beauty, or its CORE: 22,363 users and 12,101 items, the set that most papers use."""
     path = folder / "beauty" / ("sample.npz" if size is Size.SAMPLE else "sequences.npz")
     with np.load(_present(path)) as stored:
         items, offsets = stored["items"].astype(np.int64), stored["offsets"].astype(np.int64)
-    lengths = np.diff(offsets)
     if size is Size.PART:
-        chosen = np.zeros(len(lengths), dtype=bool)
-        chosen[np.random.default_rng(0).choice(len(lengths), USERS, replace=False)] = True
-        items, lengths = items[np.repeat(chosen, lengths)], lengths[chosen]
-        offsets = np.concatenate(([0], np.cumsum(lengths)))
+        owner = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+        mine = _core(owner, items, np.ones(len(items), dtype=bool))
+        items, lengths = items[mine], np.bincount(owner[mine])
+        offsets = np.concatenate(([0], np.cumsum(lengths[lengths > 0])))
     items = np.unique(items, return_inverse=True)[1] + 1
     n = int(items.max()) + 1
     learnt = np.ones(len(items), dtype=bool)
     learnt[offsets[1:] - 1] = learnt[offsets[1:] - 2] = False
     return Sequences({"item": n}, items, offsets, {"item": np.bincount(items[learnt], minlength=n)})
+
+
+def _core(user: Ints, item: Ints, counted: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Which events are left when users and items of fewer than CORE counted events go, until none has fewer."""
+    mine = np.ones(len(user), dtype=bool)
+    while True:
+        often = [np.bincount(ids[mine & counted], minlength=int(ids.max()) + 1) >= CORE for ids in (user, item)]
+        left = mine & often[0][user] & often[1][item]
+        if left.sum() == mine.sum():
+            return mine
+        mine = left
 
 
 def _present(path: Path) -> Path:

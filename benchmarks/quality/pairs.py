@@ -41,7 +41,7 @@ class PairTask:
     """The pairs, how a model learns from them and how it is judged."""
 
     goal = "ndcg"
-    max_epochs, patience = 24, 2
+    max_epochs, patience = 200, 2
 
     def __init__(self, data: Pairs) -> None:
         self.data = data

@@ -237,7 +237,7 @@ def tables(cells: Cells, wanted: Callable[[], Iterable[Any]]) -> dict[str, str]:
     for dataset in DATASETS:
         made[f"comparison {dataset}"] = comparison(cells, dataset)
         made[f"ablation {dataset}"] = ablation(cells, dataset, 100)
-        for ratio in (32, 100):
+        for ratio in (10, 32, 100, 1000):
             made[f"costs {dataset} {ratio}"] = costs(cells, dataset, ratio)
     return made
 

@@ -51,7 +51,7 @@ class SequenceTask:
     """The sequences, how a model learns from them and how it is judged."""
 
     goal = "ndcg"
-    max_epochs, patience = 24, 2
+    max_epochs, patience = 200, 2
 
     def __init__(self, data: Sequences) -> None:
         self.data = data
