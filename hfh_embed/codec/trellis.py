@@ -30,6 +30,9 @@ LARGEST = {8: 127, 16: 32767}
 FARTHEST = 6.0
 """Deviations to the farthest value. All books share the unit that follows, so that stages can be stored in it."""
 
+WHOLE_RING_BITS = 10
+"""The compiled search tries all rings that are so short; the one here, all states at the seam."""
+
 PRIOR = 1.0
 """Rows' worth of weight that a value's first place keeps."""
 
@@ -101,7 +104,7 @@ def encode_rings(latent: F32, spec: TrellisSpec, values: Array, importance: F64,
 def seams(spec: TrellisSpec) -> int:
     """How many states at the seam are tried: more where the ring is too short to forget where it began."""
     states, turns = 1 << spec.state_bits, spec.ring_bits / spec.state_bits
-    return states if turns <= 1 else min(states, 64 if turns < 2 else 16 if turns < 4 else 1)
+    return states if spec.ring_bits <= WHOLE_RING_BITS else min(states, 64 if turns < 2 else 16 if turns < 4 else 1)
 
 
 def _encode_numpy(rows: F32, spec: TrellisSpec, values: F32, weight: F32) -> States:

@@ -26,6 +26,7 @@ typedef int32_t Ints __attribute__((vector_size(64), aligned(4), may_alias));
 typedef uint16_t Shorts __attribute__((vector_size(32), aligned(2), may_alias));
 constexpr int kLanes = 16;
 constexpr int64_t kSlack = 16;  // bytes that may be read after a row's last
+constexpr int64_t kWholeRingBits = 10;  // of a ring so short, all are tried
 
 // Clang has no push_options; it keeps to the instructions that it is given.
 #if defined(HFH_X86) && !defined(__clang__)
@@ -72,16 +73,18 @@ class TrellisEncoder {
     while (seam_ < plan.steps() && bits < 2 * plan.state_bits) bits += plan.bits[seam_++];
     bits = 0;
     for (tail_ = plan.steps(); tail_ > 0 && bits < 2 * plan.state_bits;) bits += plan.bits[--tail_];
+    if (plan.ring_bits <= kWholeRingBits) list_rings();
   }
 
   // The state after each step of the best ring for x (entries), of which entry e weighs weight[e].
   const std::vector<uint32_t>& encode(const float* x, const float* weight) {
+    if (!rings_.empty()) return best_ring(x, weight);
     const int64_t steps = plan_.steps();
     std::fill(cost_.begin(), cost_.end(), 0.0f);
     for (int64_t t = tail_; t < steps; ++t) step(t, x, weight);
     for (int64_t t = 0; t < seam_; ++t) step(t, x, weight);
     const int64_t bits = plan_.state_bits, ring = plan_.ring_bits;  // a short ring does not forget where it began
-    const int64_t tries = ring <= bits ? states_ : std::min<int64_t>(states_, ring < 2 * bits ? 64 : ring < 4 * bits ? 16 : 1);
+    const int64_t tries = std::min<int64_t>(states_, ring < 2 * bits ? 64 : ring < 4 * bits ? 16 : 1);
     ends_.assign(1, std::min_element(cost_.begin(), cost_.begin() + states_) - cost_.begin());
     if (tries > 1) {
       ends_.resize(states_);
@@ -89,10 +92,12 @@ class TrellisEncoder {
       std::partial_sort(ends_.begin(), ends_.begin() + tries, ends_.end(), [&](int64_t a, int64_t b) { return cost_[a] < cost_[b]; });
     }
     ends_.resize(tries);
-    for (int64_t& state : ends_) {
-      if (tries == states_) break;
+    size_t kept = 0;
+    for (int64_t state : ends_) {  // most of them come from the same few states
       for (int64_t t = seam_ - 1; t >= 0; --t) state = previous(t, state);
+      if (std::find(ends_.begin(), ends_.begin() + kept, state) == ends_.begin() + kept) ends_[kept++] = state;
     }
+    ends_.resize(kept);
     float best = std::numeric_limits<float>::infinity();
     for (const int64_t seam : ends_) {
       std::fill(cost_.begin(), cost_.end(), std::numeric_limits<float>::max() / 4);
@@ -110,6 +115,33 @@ class TrellisEncoder {
   }
 
  private:
+  // The values of all rings, where these are few.
+  void list_rings() {
+    const int64_t count = int64_t{1} << plan_.ring_bits;
+    ring_count_ = std::max<int64_t>(count, kLanes);
+    rings_.assign(plan_.num_entries() * ring_count_, 0.0f);
+    for (int64_t t = 0, entry = 0; t < plan_.steps(); ++t) {
+      for (int32_t v = 0; v < plan_.entries[t]; ++v, ++entry) {
+        for (int64_t ring = 0; ring < count; ++ring) rings_[entry * ring_count_ + ring] = values_[plan_.book[entry] + state_of(ring, t)];
+      }
+    }
+    cost_.resize(ring_count_);
+  }
+
+  // The state after step t of a ring that fits a word.
+  int64_t state_of(int64_t ring, int64_t t) const {
+    const int64_t place = 8 * plan_.byte[plan_.first[t]] + plan_.shift[plan_.first[t]];
+    return (ring | ring << plan_.ring_bits) >> place & (states_ - 1);
+  }
+
+  const std::vector<uint32_t>& best_ring(const float* x, const float* weight) {
+    std::fill(cost_.begin(), cost_.end(), 0.0f);
+    HFH_DISPATCH(simd_, ring_costs(rings_.data(), ring_count_, plan_.num_entries(), x, weight, cost_.data()));
+    const int64_t ring = std::min_element(cost_.begin(), cost_.begin() + (int64_t{1} << plan_.ring_bits)) - cost_.begin();
+    for (int64_t t = 0; t < plan_.steps(); ++t) path_[t] = static_cast<uint32_t>(state_of(ring, t));
+    return path_;
+  }
+
   void step(int64_t t, const float* x, const float* weight) {
     HFH_DISPATCH(simd_, viterbi_step(plan_, t, x, weight, values_, cost_.data(), next_.data(), from_.data() + place_[t]));
     cost_.swap(next_);
@@ -123,8 +155,8 @@ class TrellisEncoder {
   Simd simd_;
   const TrellisPlan& plan_;
   const float* values_;
-  int64_t states_;
-  std::vector<float> cost_, next_;
+  int64_t states_, ring_count_ = 0;
+  std::vector<float> cost_, next_, rings_;
   std::vector<uint16_t> from_;
   std::vector<uint32_t> path_;
   std::vector<int64_t> place_, ends_;

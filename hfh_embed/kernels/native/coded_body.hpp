@@ -262,3 +262,14 @@ inline void viterbi_step(const TrellisPlan& plan, int64_t t, const float* x, con
   }
 #undef HFH_FEW_BITS
 }
+
+// Adds to cost (count) what x costs with each ring, whose values are rings (entries, count); count is a multiple of kLanes.
+inline void ring_costs(const float* rings, int64_t count, int64_t entries, const float* x, const float* weight, float* cost) {
+  for (int64_t e = 0; e < entries; ++e, rings += count) {
+    const float own = weight[e], linear = -2 * own * x[e];
+    for (int64_t r = 0; r < count; r += kLanes) {
+      const Floats value = *reinterpret_cast<const Floats*>(rings + r);
+      *reinterpret_cast<Floats*>(cost + r) += value * (own * value + linear);
+    }
+  }
+}
