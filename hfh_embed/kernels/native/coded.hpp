@@ -85,13 +85,12 @@ class TrellisEncoder {
     for (int64_t t = 0; t < seam_; ++t) step(t, x, weight);
     const int64_t bits = plan_.state_bits, ring = plan_.ring_bits;  // a short ring does not forget where it began
     const int64_t tries = std::min<int64_t>(states_, ring < 2 * bits ? 64 : ring < 4 * bits ? 16 : 1);
-    ends_.assign(1, std::min_element(cost_.begin(), cost_.begin() + states_) - cost_.begin());
-    if (tries > 1) {
-      ends_.resize(states_);
-      for (int64_t s = 0; s < states_; ++s) ends_[s] = s;
-      std::partial_sort(ends_.begin(), ends_.begin() + tries, ends_.end(), [&](int64_t a, int64_t b) { return cost_[a] < cost_[b]; });
+    ends_.resize(tries);  // the best among the states that are equal modulo the tries
+    for (int64_t s = 0; s < tries; ++s) ends_[s] = s;
+    for (int64_t s = tries; s < states_; s += tries) {
+      for (int64_t i = 0; i < tries; ++i) ends_[i] = cost_[s + i] < cost_[ends_[i]] ? s + i : ends_[i];
     }
-    ends_.resize(tries);
+    if (tries == 1) ends_[0] = std::min_element(cost_.begin(), cost_.begin() + states_) - cost_.begin();
     size_t kept = 0;
     for (int64_t state : ends_) {  // most of them come from the same few states
       for (int64_t t = seam_ - 1; t >= 0; --t) state = previous(t, state);
