@@ -84,7 +84,7 @@ def choose(
         quick_only: try few forms, and return the best quick fit.
     """
     quick = Effort(8, 2, 4_096, 16_384, threads)
-    stairs = staircase(table, sample, quick, seed)
+    stairs = staircase(sample, quick, seed)
     best: tuple[float, Form | None, Choice] | None = None
     tried = 0
 
@@ -132,7 +132,7 @@ def choose(
     if form is None or quick_only:
         return best[2]
     effort = effort_for(table, threads)
-    plan = plan_coded(table, budget, sample, form, effort, staircase(table, sample, effort, seed))
+    plan = plan_coded(table, budget, sample, form, effort, staircase(sample, effort, seed))
     assert plan is not None
     fit = fit_coded(plan, sample, effort, seed, tell)
     trial = _trial(sample, hot, form.exact.count if form.exact is not None else 0)
@@ -209,7 +209,7 @@ def _nearest(rows: F32, asked: npt.NDArray[np.int64], k: int, metric: Metric) ->
 def smallest(table: TableSpec, sample: Sample, seed: int) -> int:
     """Bytes of the smallest form that can be fitted."""
     quick = Effort(8, 1, 1_024, 1_024, 1)
-    stairs = staircase(table, sample, quick, seed)
+    stairs = staircase(sample, quick, seed)
     sizes = [nbytes(spec) for spec in rows_specs(table)]
     low, high = 1, min(sizes)
     while low < high:  # the least budget that some codes fit

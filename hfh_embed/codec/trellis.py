@@ -7,7 +7,6 @@ and move to the means of what is assigned to them.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -16,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hfh_embed.codec.allocation import left_over
-from hfh_embed.kernels import backends
+from hfh_embed.kernels import native_chosen
 from hfh_embed.layout import Array
 from hfh_embed.spec import TrellisSpec
 from hfh_embed.windows import windows_of
@@ -91,7 +90,7 @@ def encode_rings(latent: F32, spec: TrellisSpec, values: Array, importance: F64,
     """The state after each step (n, steps) of the ring that describes each row best."""
     weight = np.ascontiguousarray(importance, dtype=np.float32)
     rows = np.ascontiguousarray(latent, dtype=np.float32)
-    if "native" not in backends() or os.environ.get("HFH_KERNELS") == "numpy":
+    if not native_chosen():
         return _encode_numpy(rows, spec, np.asarray(values, dtype=np.float32), weight)
     from hfh_embed.kernels.native_coded import trellis_of
 

@@ -25,6 +25,7 @@ typedef float Floats __attribute__((vector_size(64), aligned(4), may_alias));
 typedef int32_t Ints __attribute__((vector_size(64), aligned(4), may_alias));
 typedef uint16_t Shorts __attribute__((vector_size(32), aligned(2), may_alias));
 constexpr int kLanes = 16;
+constexpr int64_t kStageCodes = 256;
 constexpr int64_t kSlack = 16;  // bytes that may be read after a row's last
 constexpr int64_t kWholeRingBits = 10;  // of a ring so short, all are tried
 
@@ -37,6 +38,7 @@ namespace coded_avx512 {
 constexpr int kTall = 6, kWide = 4;
 #define HFH_BODY_AVX512
 #include "coded_body.hpp"
+#include "coded_stages_body.hpp"
 #undef HFH_BODY_AVX512
 }  // namespace coded_avx512
 #pragma GCC pop_options
@@ -45,12 +47,14 @@ constexpr int kTall = 6, kWide = 4;
 namespace coded_avx2 {
 constexpr int kTall = 6, kWide = 1;
 #include "coded_body.hpp"
+#include "coded_stages_body.hpp"
 }  // namespace coded_avx2
 #pragma GCC pop_options
 #endif
 namespace coded_portable {
 constexpr int kTall = 2, kWide = 1;
 #include "coded_body.hpp"
+#include "coded_stages_body.hpp"
 }  // namespace coded_portable
 
 #ifdef HFH_CODED_X86

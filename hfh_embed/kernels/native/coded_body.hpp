@@ -87,6 +87,15 @@ inline void add_floats(const float* from, int64_t count, float* to) {
   for (int64_t i = 0; i < count; ++i) to[i] += from[i];
 }
 
+// out (dim, a multiple of kLanes) = the sum of rows, and of what it has where `more`.
+inline void sum_rows(const float* const* rows, int64_t count, int64_t dim, bool more, float* out) {
+  for (int64_t d = 0; d < dim; d += kLanes) {
+    Floats sum = more ? *reinterpret_cast<const Floats*>(out + d) : Floats{};
+    for (int64_t r = 0; r < count; ++r) sum += *reinterpret_cast<const Floats*>(rows[r] + d);
+    *reinterpret_cast<Floats*>(out + d) = sum;
+  }
+}
+
 inline void scale_rows(const float* factors, int64_t rows, int64_t dim, float* out) {
   for (int64_t r = 0; r < rows; ++r) {
     for (int64_t d = 0; d < dim; ++d) out[r * dim + d] *= factors[r];
