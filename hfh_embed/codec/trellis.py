@@ -20,7 +20,7 @@ from hfh_embed.layout import Array
 from hfh_embed.spec import TrellisSpec
 from hfh_embed.windows import windows_of
 
-__all__ = ["FARTHEST", "LARGEST", "Books", "encode_rings", "fit_books", "pack_rings"]
+__all__ = ["FARTHEST", "LARGEST", "Books", "encode_rings", "fit_books", "pack_rings", "ring_work"]
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -104,6 +104,14 @@ def seams(spec: TrellisSpec) -> int:
     """How many states at the seam are tried: more where the ring is too short to forget where it began."""
     states, turns = 1 << spec.state_bits, spec.ring_bits / spec.state_bits
     return states if spec.ring_bits <= WHOLE_RING_BITS else min(states, 64 if turns < 2 else 16 if turns < 4 else 1)
+
+
+def ring_work(spec: TrellisSpec) -> float:
+    """About how many values the compiled search for a ring looks at; of the states that it tries at a seam a quarter differ."""
+    if spec.ring_bits <= WHOLE_RING_BITS:
+        return (1 << spec.ring_bits) * spec.entries
+    overlap = min(4 * spec.state_bits / spec.ring_bits, 2)
+    return (1 << spec.state_bits) * spec.entries * (overlap + max(seams(spec) / 4, 1))
 
 
 def _encode_numpy(rows: F32, spec: TrellisSpec, values: F32, weight: F32) -> States:

@@ -23,6 +23,7 @@ namespace hfh {
 
 typedef float Floats __attribute__((vector_size(64), aligned(4), may_alias));
 typedef int32_t Ints __attribute__((vector_size(64), aligned(4), may_alias));
+typedef int16_t Products __attribute__((vector_size(32), aligned(2), may_alias));
 typedef uint16_t Shorts __attribute__((vector_size(32), aligned(2), may_alias));
 constexpr int kLanes = 16;
 constexpr int64_t kStageCodes = 256;

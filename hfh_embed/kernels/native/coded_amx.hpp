@@ -19,10 +19,10 @@ constexpr int kBlock = 32;
 
 class TileMap {
  public:
-  // Parts of the latent entries: 1 where each is exactly a bfloat16, else 3.
+  // Parts of the latent entries: 1 where each is exactly a bfloat16, else 3; 2 where 16 bits of each product are enough.
   TileMap(const float* map, int64_t latent, int64_t dim, const float* bias, int parts)
-      : parts_(parts), latent_(latent), dim_(dim), depth_((latent + kTileDepth - 1) / kTileDepth),
-        columns_((dim + kTileRows - 1) / kTileRows), map_(columns_ * depth_ * 3 * kTileValues) {
+      : parts_(parts), kept_(parts == 2 ? 2 : kTileParts), latent_(latent), dim_(dim), depth_((latent + kTileDepth - 1) / kTileDepth),
+        columns_((dim + kTileRows - 1) / kTileRows), map_(columns_ * depth_ * kept_ * kTileValues) {
     if (bias) {
       bias_.assign(columns_ * kTileRows, 0.0f);
       std::copy(bias, bias + dim, bias_.begin());
@@ -31,9 +31,9 @@ class TileMap {
       for (int64_t d = 0; d < dim; ++d) {
         uint16_t pieces[kTileParts];
         split(map[k * dim + d], pieces);
-        uint16_t* tile = map_.data() + ((d / kTileRows) * depth_ + k / kTileDepth) * 3 * kTileValues;
+        uint16_t* tile = map_.data() + ((d / kTileRows) * depth_ + k / kTileDepth) * kept_ * kTileValues;
         const int64_t place = (k % kTileDepth / 2) * kTileDepth + (d % kTileRows) * 2 + k % 2;
-        for (int part = 0; part < 3; ++part) tile[part * kTileValues + place] = pieces[part];
+        for (int part = 0; part < kept_; ++part) tile[part * kTileValues + place] = pieces[part];
       }
     }
   }
@@ -109,12 +109,12 @@ class TileMap {
     }
     const int64_t bytes = 2 * stride();
     for (int64_t k = 0; k < depth_; ++k) {
-      const uint16_t* left = map_.data() + (c * depth_ + k) * 3 * kTileValues;
-      const uint16_t* right = left + depth_ * 3 * kTileValues;
-      for (int part = 0; part < 3; ++part) {
+      const uint16_t* left = map_.data() + (c * depth_ + k) * kept_ * kTileValues;
+      const uint16_t* right = left + depth_ * kept_ * kTileValues;
+      for (int part = 0; part < kept_; ++part) {
         _tile_loadd(6, left + part * kTileValues, 64);
         if (kTwoColumns) _tile_loadd(7, right + part * kTileValues, 64);
-        for (int own = 0; own < parts_ && own + part < 3; ++own) {
+        for (int own = 0; own < parts_ && own + part < kept_; ++own) {
           if (parts_ > 1 || part == 0) {
             const uint16_t* rows0 = z + own * part_size() + k * kTileDepth;
             _tile_loadd(4, rows0, bytes);
@@ -143,7 +143,7 @@ class TileMap {
     for (int64_t r = 0; r < rows; ++r) std::memcpy(to + r * dim_, whole + r * kWide, 4 * std::min(columns_left, kWide));
   }
 
-  int parts_;
+  int parts_, kept_;
   int64_t latent_, dim_, depth_, columns_;
   std::vector<uint16_t> map_;
   std::vector<float> bias_;

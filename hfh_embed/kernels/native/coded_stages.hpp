@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <memory>
 #include <vector>
 
@@ -15,18 +16,19 @@ class StageSearch {
  public:
   StageSearch(Rows<float> centroids, Rows<float> products)
       : count_(centroids.shape(0)), stages_(count_ / hfh::kStageCodes), width_(centroids.shape(1)), half_(count_),
-        products_(products.data(), products.data() + products.size()), turned_(padded(centroids.data(), centroids.size())) {
+        units_(stages_), turned_(padded(centroids.data(), centroids.size())) {
     require(count_ >= hfh::kStageCodes && count_ % hfh::kStageCodes == 0 && stages_ <= kMostStages, "stages must have 256 centroids each");
     require(width_ >= 1 && width_ <= 65536, "centroids are out of range");
     require(static_cast<int64_t>(products.shape(0)) == count_ && static_cast<int64_t>(products.shape(1)) == count_,
             "products must have a row and a column for each centroid");
+    keep_products(products.data());
     for (int64_t c = 0; c < count_; ++c) {
-      half_[c] = products_[c * count_ + c] / 2;
+      half_[c] = products.data()[c * count_ + c] / 2;
       for (int64_t k = 0; k < width_; ++k) turned_[k * count_ + c] = -centroids.data()[c * width_ + k];
     }
 #ifdef HFH_AMX
     if (hfh::tiles_allowed() && hfh::TileMap::suits(centroids.data(), centroids.size())) {
-      tiles_ = std::make_unique<hfh::TileMap>(turned_.data(), width_, count_, half_.data(), hfh::kTileParts);
+      tiles_ = std::make_unique<hfh::TileMap>(turned_.data(), width_, count_, half_.data(), 2);
     }
 #endif
   }
@@ -60,6 +62,29 @@ class StageSearch {
     uint8_t codes[kMostStages];
   };
 
+  // Products as 16-bit integers: half the memory to read, and the sum of one from each stage still fits.
+  void keep_products(const float* products) {
+    products_.resize(count_ * count_);
+    for (int64_t stage = 0; stage < stages_; ++stage) {
+      const int64_t from = stage * hfh::kStageCodes, to = from + hfh::kStageCodes;
+      float most = 0;
+      for (int64_t other = 0; other < stage; ++other) {
+        float largest = 0;
+        for (int64_t row = other * hfh::kStageCodes; row < (other + 1) * hfh::kStageCodes; ++row) {
+          for (int64_t c = from; c < to; ++c) largest = std::max(largest, std::abs(products[row * count_ + c]));
+        }
+        most += largest;
+      }
+      require(std::isfinite(most), "centroids are out of range");
+      units_[stage] = std::max(most, 1e-30f) / (32767 - kMostStages);
+      for (int64_t row = 0; row < from; ++row) {
+        for (int64_t c = from; c < to; ++c) {
+          products_[row * count_ + c] = static_cast<int16_t>(std::lrint(products[row * count_ + c] / units_[stage]));
+        }
+      }
+    }
+  }
+
   int64_t workspace() const {
 #ifdef HFH_AMX
     if (tiles_) return tiles_->workspace();
@@ -81,19 +106,30 @@ class StageSearch {
 
   void best(const float* base, int64_t beam, float* score, uint8_t* codes) const {
     Partial partials[2][kMostBeam];
+    float shared[hfh::kStageCodes];
     Partial *now = partials[0], *next = partials[1];
     now[0].cost = 0;
     int64_t kept = 1;
     for (int64_t stage = 0; stage < stages_; ++stage, std::swap(now, next)) {
       hfh::Floats least = hfh::Floats{} + std::numeric_limits<float>::infinity();
-      for (int64_t p = 0; p < kept; ++p) {
-        const float* named[kMostStages];
-        for (int64_t j = 0; j < stage; ++j) {
-          named[j] = products_.data() + (j * hfh::kStageCodes + now[p].codes[j]) * count_ + stage * hfh::kStageCodes;
+      const int16_t* named[kMostStages];
+      const auto scores = [&](const float* start, const Partial& partial, int64_t first, int64_t last, float cost, float* to) {
+        for (int64_t j = first; j < last; ++j) {
+          named[j - first] = products_.data() + (j * hfh::kStageCodes + partial.codes[j]) * count_ + stage * hfh::kStageCodes;
         }
-        HFH_DISPATCH(hfh::simd(), stage_scores(base + stage * hfh::kStageCodes, named, stage, now[p].cost,
-                                               score + p * hfh::kStageCodes, least));
+        HFH_DISPATCH(hfh::simd(), stage_scores(start, named, last - first, units_[stage], cost, to, least));
+      };
+      const float* start = base + stage * hfh::kStageCodes;
+      int64_t common = kept > 1 ? stage : 0;  // the first codes of all partial codes, most often the same
+      for (int64_t p = 1; p < kept; ++p) {
+        common = std::mismatch(now[0].codes, now[0].codes + common, now[p].codes).first - now[0].codes;
       }
+      if (common > 0) {
+        scores(start, now[0], 0, common, 0, shared);
+        least = hfh::Floats{} + std::numeric_limits<float>::infinity();
+        start = shared;
+      }
+      for (int64_t p = 0; p < kept; ++p) scores(start, now[p], common, stage, now[p].cost, score + p * hfh::kStageCodes);
       int32_t places[kMostBeam];
       const int64_t wanted = stage + 1 < stages_ ? beam : 1;
       const int64_t found = HFH_DISPATCH(hfh::simd(), least_scores(score, kept * hfh::kStageCodes, least, wanted, places));
@@ -108,7 +144,8 @@ class StageSearch {
   }
 
   int64_t count_, stages_, width_;
-  std::vector<float> half_, products_, turned_;
+  std::vector<float> half_, units_, turned_;
+  std::vector<int16_t> products_;
 #ifdef HFH_AMX
   std::unique_ptr<hfh::TileMap> tiles_;
 #endif
