@@ -32,11 +32,12 @@ print(worst)
 STAGES = """
 import sys
 import numpy as np
-from hfh_embed.codec.codebooks import _beam, beam_codes
+from hfh_embed.codec.codebooks import Search, _beam
 generator = np.random.default_rng(0)
 rows = generator.normal(size=(77, 37)).astype(np.float32)
 books = [generator.normal(scale=0.8**turn, size=(256, 37)).astype(np.float32) for turn in range(4)]
-print((beam_codes(rows, books, int(sys.argv[1]), 2) == _beam(rows, books, int(sys.argv[1]))).all(axis=1).mean())
+beam = int(sys.argv[1])
+print((Search(books, beam, 2).codes(rows) == _beam(rows, books, beam)).all(axis=1).mean())
 """
 EMPTY = np.empty(0, dtype=np.float32)
 RUNS = np.array([[6, 1, 2]])

@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <new>
 #include <vector>
 
 #include "simd.hpp"
@@ -27,6 +28,22 @@ typedef int16_t Products __attribute__((vector_size(32), aligned(2), may_alias))
 typedef uint16_t Shorts __attribute__((vector_size(32), aligned(2), may_alias));
 constexpr int kLanes = 16;
 constexpr int64_t kStageCodes = 256;
+
+// Memory that begins at a cache line: a vector of it is then one line, not halves of two.
+template <class T>
+struct LineAllocator {
+  typedef T value_type;
+  LineAllocator() = default;
+  template <class U>
+  LineAllocator(const LineAllocator<U>&) {}
+  T* allocate(size_t count) { return static_cast<T*>(::operator new(count * sizeof(T), std::align_val_t{64})); }
+  void deallocate(T* memory, size_t) { ::operator delete(memory, std::align_val_t{64}); }
+  bool operator==(const LineAllocator&) const { return true; }
+  bool operator!=(const LineAllocator&) const { return false; }
+};
+template <class T>
+using LineVector = std::vector<T, LineAllocator<T>>;
+
 constexpr int64_t kSlack = 16;  // bytes that may be read after a row's last
 constexpr int64_t kWholeRingBits = 10;  // of a ring so short, all are tried
 
@@ -95,7 +112,7 @@ class TrellisEncoder {
     for (int64_t s = tries; s < states_; s += tries) {
       for (int64_t i = 0; i < tries; ++i) ends_[i] = cost_[s + i] < cost_[ends_[i]] ? s + i : ends_[i];
     }
-    if (tries == 1) ends_[0] = std::min_element(cost_.begin(), cost_.begin() + states_) - cost_.begin();
+    if (tries == 1) ends_[0] = least_state();
     size_t kept = 0;
     for (int64_t state : ends_) {  // most of them come from the same few states
       for (int64_t t = seam_ - 1; t >= 0; --t) state = previous(t, state);
@@ -139,9 +156,9 @@ class TrellisEncoder {
   }
 
   const std::vector<uint32_t>& best_ring(const float* x, const float* weight) {
-    std::fill(cost_.begin(), cost_.end(), 0.0f);
+    for (int64_t ring = 0; ring < ring_count_; ++ring) cost_[ring] = ring >> plan_.ring_bits ? std::numeric_limits<float>::max() / 4 : 0;
     HFH_DISPATCH(simd_, ring_costs(rings_.data(), ring_count_, plan_.num_entries(), x, weight, cost_.data()));
-    const int64_t ring = std::min_element(cost_.begin(), cost_.begin() + (int64_t{1} << plan_.ring_bits)) - cost_.begin();
+    const int64_t ring = HFH_DISPATCH(simd_, least_place(cost_.data(), ring_count_));
     for (int64_t t = 0; t < plan_.steps(); ++t) path_[t] = static_cast<uint32_t>(state_of(ring, t));
     return path_;
   }
@@ -149,6 +166,11 @@ class TrellisEncoder {
   void step(int64_t t, const float* x, const float* weight) {
     HFH_DISPATCH(simd_, viterbi_step(plan_, t, x, weight, values_, cost_.data(), next_.data(), from_.data() + place_[t]));
     cost_.swap(next_);
+  }
+
+  int64_t least_state() const {
+    if (states_ % kLanes) return std::min_element(cost_.begin(), cost_.begin() + states_) - cost_.begin();
+    return HFH_DISPATCH(simd_, least_place(cost_.data(), states_));
   }
 
   int64_t previous(int64_t t, int64_t state) const {
@@ -160,8 +182,8 @@ class TrellisEncoder {
   const TrellisPlan& plan_;
   const float* values_;
   int64_t states_, ring_count_ = 0;
-  std::vector<float> cost_, next_, rings_;
-  std::vector<uint16_t> from_;
+  LineVector<float> cost_, next_, rings_;
+  LineVector<uint16_t> from_;
   std::vector<uint32_t> path_;
   std::vector<int64_t> place_, ends_;
   int64_t seam_ = 0, tail_ = 0;

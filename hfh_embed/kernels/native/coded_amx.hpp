@@ -145,7 +145,7 @@ class TileMap {
 
   int parts_, kept_;
   int64_t latent_, dim_, depth_, columns_;
-  std::vector<uint16_t> map_;
+  LineVector<uint16_t> map_;
   std::vector<float> bias_;
 };
 

@@ -257,11 +257,11 @@ class CodedPart {
   int64_t ids_, latent_, dim_, padding_id_;
   bool refuse_unknown_;
   Flat<uint8_t> ring_codes_, chunk_codes_;
-  std::vector<float> map_, bias_, codebooks_;
+  hfh::LineVector<float> map_, bias_, codebooks_;
   std::unique_ptr<Trellis> trellis_;
 #ifdef HFH_AMX
   std::unique_ptr<hfh::TileMap> tiles_, plain_;
-  std::vector<float> mapped_;  // of each code of each chunk (dim)
+  hfh::LineVector<float> mapped_;  // of each code of each chunk (dim)
 #endif
   std::vector<Chunk> chunks_;
   int64_t chunk_bytes_ = 0;

@@ -43,7 +43,7 @@ class StageSearch {
     uint8_t* to = codes.data();
     nb::gil_scoped_release release;
     hfh::parallel(count, hfh::threads_for(count, num_threads), [&](int64_t, int64_t begin, int64_t end) {
-      std::vector<float> base(kSearchRows * count_), score(kMostBeam * hfh::kStageCodes);
+      hfh::LineVector<float> base(kSearchRows * count_), score(kMostBeam * hfh::kStageCodes);
       std::vector<uint16_t> parts(workspace());
       for (int64_t i = begin; i < end; i += kSearchRows) {
         const int64_t some = std::min(kSearchRows, end - i);
@@ -106,7 +106,7 @@ class StageSearch {
 
   void best(const float* base, int64_t beam, float* score, uint8_t* codes) const {
     Partial partials[2][kMostBeam];
-    float shared[hfh::kStageCodes];
+    alignas(64) float shared[hfh::kStageCodes];
     Partial *now = partials[0], *next = partials[1];
     now[0].cost = 0;
     int64_t kept = 1;
@@ -144,8 +144,9 @@ class StageSearch {
   }
 
   int64_t count_, stages_, width_;
-  std::vector<float> half_, units_, turned_;
-  std::vector<int16_t> products_;
+  std::vector<float> half_, units_;
+  hfh::LineVector<float> turned_;
+  hfh::LineVector<int16_t> products_;
 #ifdef HFH_AMX
   std::unique_ptr<hfh::TileMap> tiles_;
 #endif
