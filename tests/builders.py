@@ -128,6 +128,9 @@ def _cases() -> dict[str, tuple[TableSpec, PoolSpec | None]]:
     short = TrellisSpec((StepRun(3, 1, 3), StepRun(31, 1, 1)), 12, value_bits=16)
     coded = CodedSpec((CodeChunk(0, 40, 5),), 8)
     cases["trellis-coded"] = (line.replace(shared=None, trellis=short, coded=coded, map=MapSpec(16)), None)
+    stages = CodedSpec(tuple(CodeChunk(3 * turn, 40 - 3 * turn, 8 - turn % 4) for turn in range(11)), 8)
+    mapped = {"shared": None, "embedding_dim": 64, "map": MapSpec(8, bias=True), "unknown": Unknown.ZERO}
+    cases["trellis-stages"] = (line.replace(**mapped, trellis=TrellisSpec((StepRun(20, 2, 1),), 8), coded=stages), None)
     full = TrellisSpec((StepRun(130, 1, 2),), 16)
     cases["trellis-16"] = (line.replace(**alone | {"latent_dim": 130}, trellis=full), None)
     tiny = TrellisSpec((StepRun(1, 8, 5),), 5, norm_bits=1)

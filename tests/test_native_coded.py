@@ -13,7 +13,7 @@ from tests.builders import CASES, N, snapshot_of
 if "native" not in backends():
     pytest.skip("the compiled kernels are not installed", allow_module_level=True)
 
-from hfh_embed.kernels._native import CodedPart, Trellis
+from hfh_embed.kernels._native import CodedPart, StageSearch, Trellis
 
 CODED = sorted(case for case in CASES if case.startswith(("trellis", "coded")))
 WORST = """
@@ -28,6 +28,16 @@ for case in sys.argv[1:]:
     truth = reference.rows(table.data, ids)
     worst = max(worst, float((np.abs(table.lookup(ids) - truth) / np.abs(truth).max(axis=1, keepdims=True)).max()))
 print(worst)
+"""
+STAGES = """
+import sys
+import numpy as np
+from hfh_embed.codec.codebooks import Search, _beam
+generator = np.random.default_rng(0)
+rows = generator.normal(size=(77, 37)).astype(np.float32)
+books = [generator.normal(scale=0.8**turn, size=(256, 37)).astype(np.float32) for turn in range(4)]
+beam = int(sys.argv[1])
+print((Search(books, beam, 2).codes(rows) == _beam(rows, books, beam)).all(axis=1).mean())
 """
 EMPTY = np.empty(0, dtype=np.float32)
 RUNS = np.array([[6, 1, 2]])
@@ -57,6 +67,20 @@ def test_threads_give_the_same_rows(case: str) -> None:
         assert (table.lookup(ids, dtype=dtype, num_threads=3) == table.lookup(ids, dtype=dtype)).all()
 
 
+@pytest.mark.parametrize("simd", ["portable", "avx2", "avx512", ""])
+@pytest.mark.parametrize("beam", [1, 6])
+def test_all_instructions_find_the_stages_that_numpy_finds(simd: str, beam: int) -> None:
+    environment = {key: value for key, value in os.environ.items() if key != "HFH_SIMD"}
+    done = subprocess.run(
+        [sys.executable, "-c", STAGES, str(beam)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environment | ({"HFH_SIMD": simd} if simd else {}),
+    )
+    assert float(done.stdout) > 0.99  # but for codes that are as near
+
+
 @pytest.mark.parametrize(
     ("runs", "state_bits", "values", "norms", "message"),
     [
@@ -80,6 +104,23 @@ def _part(
     none = np.empty(0, dtype=np.uint8)
     chunks = np.empty((0, 3), dtype=np.int64) if chunks is None else chunks
     return CodedPart(100, trellis, codes, chunks, EMPTY, none, map_, EMPTY, -1, True)
+
+
+def test_searches_whose_sizes_do_not_fit_are_refused() -> None:
+    books = np.zeros((512, 6), dtype=np.float32)
+    with pytest.raises(ValueError, match="256 centroids"):
+        StageSearch(books[:300].copy(), np.zeros((300, 300), dtype=np.float32))
+    with pytest.raises(ValueError, match="for each centroid"):
+        StageSearch(books, np.zeros((512, 511), dtype=np.float32))
+    search, rows, codes = StageSearch(books, books @ books.T), books[:5], np.empty((5, 2), dtype=np.uint8)
+    for wrong in (
+        (rows[:, :5].copy(), 6, codes),
+        (rows, 6, codes[:4]),
+        (rows, 6, codes[:, :1].copy()),
+        (rows, 17, codes),
+    ):
+        with pytest.raises(ValueError, match=r"wrong shape|beam"):
+            search.search(*wrong, 1)
 
 
 def test_arrays_that_are_too_short_are_refused() -> None:

@@ -8,9 +8,11 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from hfh_embed.codec.codebooks import LARGE, STAGE_CODES, beam_for
 from hfh_embed.codec.coded import Effort, Form, Progress, Sample, fit_coded, nbytes, plan_coded, staircase
 from hfh_embed.codec.forms import Fit, fit_rows, rows_specs
 from hfh_embed.codec.stored import encode_values
+from hfh_embed.codec.trellis import ring_work
 from hfh_embed.errors import InputError
 from hfh_embed.layout import Array
 from hfh_embed.packing import levels_from_codes, unpack
@@ -21,7 +23,7 @@ __all__ = ["EXACT_BITS", "Choice", "Metric", "choose", "exact_rows", "smallest"]
 Metric = Literal["cosine", "dot", "l2"]
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
-STAGES = (0, 1, 2, 3, 4, 6, 9)
+STAGES = tuple(range(10))
 TRIAL_ROWS = 8_192
 TRIAL_QUERIES = 400
 NEIGHBOURS = 10
@@ -29,6 +31,9 @@ EXACT_SHARES = (0.0, 0.25)
 EXACT_BITS = 8
 WORK = 3e10
 """Steps of the search times states that encoding may cost: the larger the table, the fewer states."""
+
+DOUBLING = 0.01
+"""What a form of a large table must gain, as a share of its error or recall, where its codes take twice as long to find."""
 
 MOST_STATE_BITS = 12
 
@@ -56,6 +61,13 @@ def effort_for(table: TableSpec, threads: int) -> Effort:
     steps = table.num_embeddings * table.embedding_dim
     bits = int(np.clip(np.log2(max(WORK / steps, 1)), 8, MOST_STATE_BITS))
     return Effort(bits, 5, 16_384 if bits > 9 else 8_192, 65_536, threads)
+
+
+def search_work(table: TableSpec) -> float:
+    """About how many values the search for a row's codes looks at; 1 where there are none."""
+    stages = len(table.coded.chunks) if table.coded is not None else 0
+    beam = beam_for(table.num_embeddings * table.embedding_dim)
+    return 1 + stages * beam * STAGE_CODES + (ring_work(table.trellis) if table.trellis is not None else 0)
 
 
 def choose(
@@ -108,6 +120,8 @@ def choose(
         except InputError:  # exact rows have no place in this form
             return False
         score = np.log(max(choice.relative_error, 1e-9)) - np.log(max(choice.recall_at_10, 1e-3))
+        if table.num_embeddings * table.embedding_dim >= LARGE:
+            score += DOUBLING * np.log2(search_work(fit.table))
         if best is not None and score >= best[0]:
             return False
         best = (score, form, choice)

@@ -6,6 +6,7 @@ Fitted on a sample, then any rows are encoded, block by block. ``plan_coded`` fi
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hfh_embed.codec.allocation import error_bound, runs_for
-from hfh_embed.codec.codebooks import STAGE_BITS, STAGE_CODES, Stages, Staircase, beam_for, kmeans_1d
+from hfh_embed.codec.codebooks import STAGE_BITS, STAGE_CODES, Search, Stages, Staircase, beam_for, kmeans_1d
 from hfh_embed.codec.transform import Axes, QuantisedMap, bands_for, principal_axes, quantise_map
 from hfh_embed.codec.trellis import FARTHEST, LARGEST, Books, encode_rings, fit_books, pack_rings
 from hfh_embed.layout import Array, table_arrays
@@ -86,7 +87,7 @@ def nbytes(table: TableSpec) -> int:
 def staircase(table: TableSpec, sample: Sample, effort: Effort, seed: int) -> Staircase:
     """The stages of a sample, for plans of this table and effort."""
     rows, weights = sample.rows[: effort.stage_rows], sample.weights[: effort.stage_rows]
-    return Staircase(rows, weights, seed, beam_for(table.num_embeddings * table.embedding_dim))
+    return Staircase(rows, weights, seed, beam_for(table.num_embeddings * table.embedding_dim), effort.threads)
 
 
 def plan_coded(
@@ -183,12 +184,17 @@ class CodedFit:
         assert self.table.trellis is not None
         return self.table.trellis
 
+    @functools.cached_property
+    def _search(self) -> Search | None:
+        if not self.stages.books:
+            return None
+        return self.stages.search(beam_for(self.table.num_embeddings * self.table.embedding_dim), self.threads)
+
     def shape(self, rows: F32) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint16], F32]:
         """Stage codes, states and latent rows (n, R) of rows (n, D), before their factor."""
         scaled = _unit(rows) if self.norms is not None else rows
         along = ((scaled - self.centre) @ self.project).astype(np.float32)
-        beam = beam_for(self.table.num_embeddings * self.table.embedding_dim)
-        codes, rest, latent = self.stages.encode(along, beam)
+        codes, rest, latent = self.stages.encode(along, self._search)
         entries = self.trellis.entries
         states = encode_rings(
             (rest[:, :entries] / self.deviation).astype(np.float32),
@@ -263,7 +269,10 @@ def fit_coded(plan: CodedPlan, sample: Sample, effort: Effort, seed: int, tell: 
     books = [(book @ project).astype(np.float32) for book in plan.centroids]
     bits = table.coded.codebook_bits if table.coded is not None else 8
     stages = Stages.store(books, plan.members, unit, bits)
-    _, rest, _ = stages.encode(along, beam_for(table.num_embeddings * table.embedding_dim))
+    search = None
+    if stages.books:
+        search = stages.search(beam_for(table.num_embeddings * table.embedding_dim), effort.threads)
+    _, rest, _ = stages.encode(along, search)
     few = slice(0, effort.rows)
     fitted = fit_books(
         (rest[few, : trellis.entries] / deviation).astype(np.float32),

@@ -7,7 +7,6 @@ and move to the means of what is assigned to them.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -16,12 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 from hfh_embed.codec.allocation import left_over
-from hfh_embed.kernels import backends
+from hfh_embed.kernels import native_chosen
 from hfh_embed.layout import Array
 from hfh_embed.spec import TrellisSpec
 from hfh_embed.windows import windows_of
 
-__all__ = ["FARTHEST", "LARGEST", "Books", "encode_rings", "fit_books", "pack_rings"]
+__all__ = ["FARTHEST", "LARGEST", "Books", "encode_rings", "fit_books", "pack_rings", "ring_work"]
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -29,6 +28,9 @@ States = npt.NDArray[np.uint16]
 LARGEST = {8: 127, 16: 32767}
 FARTHEST = 6.0
 """Deviations to the farthest value. All books share the unit that follows, so that stages can be stored in it."""
+
+WHOLE_RING_BITS = 10
+"""The compiled search tries all rings that are so short; the one here, all states at the seam."""
 
 PRIOR = 1.0
 """Rows' worth of weight that a value's first place keeps."""
@@ -88,7 +90,7 @@ def encode_rings(latent: F32, spec: TrellisSpec, values: Array, importance: F64,
     """The state after each step (n, steps) of the ring that describes each row best."""
     weight = np.ascontiguousarray(importance, dtype=np.float32)
     rows = np.ascontiguousarray(latent, dtype=np.float32)
-    if "native" not in backends() or os.environ.get("HFH_KERNELS") == "numpy":
+    if not native_chosen():
         return _encode_numpy(rows, spec, np.asarray(values, dtype=np.float32), weight)
     from hfh_embed.kernels.native_coded import trellis_of
 
@@ -101,7 +103,15 @@ def encode_rings(latent: F32, spec: TrellisSpec, values: Array, importance: F64,
 def seams(spec: TrellisSpec) -> int:
     """How many states at the seam are tried: more where the ring is too short to forget where it began."""
     states, turns = 1 << spec.state_bits, spec.ring_bits / spec.state_bits
-    return states if turns <= 1 else min(states, 64 if turns < 2 else 16 if turns < 4 else 1)
+    return states if spec.ring_bits <= WHOLE_RING_BITS else min(states, 64 if turns < 2 else 16 if turns < 4 else 1)
+
+
+def ring_work(spec: TrellisSpec) -> float:
+    """About how many values the compiled search for a ring looks at; of the states that it tries at a seam a quarter differ."""
+    if spec.ring_bits <= WHOLE_RING_BITS:
+        return (1 << spec.ring_bits) * spec.entries
+    overlap = min(4 * spec.state_bits / spec.ring_bits, 2)
+    return (1 << spec.state_bits) * spec.entries * (overlap + max(seams(spec) / 4, 1))
 
 
 def _encode_numpy(rows: F32, spec: TrellisSpec, values: F32, weight: F32) -> States:
@@ -133,7 +143,8 @@ def _encode_numpy(rows: F32, spec: TrellisSpec, values: F32, weight: F32) -> Sta
     for t in range(seam):
         cost, head = step(t, cost)
         heads.append(head)
-    ends = cost.argsort(axis=1, kind="stable")[:, : seams(spec)].astype(np.int64)
+    tries = seams(spec)
+    ends = cost.reshape(count, -1, tries).argmin(axis=1) * tries + np.arange(tries)
     best = np.full(count, np.inf, dtype=np.float32)
     path = np.zeros((count, steps), dtype=np.uint16)
     for state in ends.T:

@@ -181,6 +181,19 @@ class Trellis:
     ) -> None:
         """Write the states (n, steps) of the rings that describe rows (n, entries) best."""
 
+class StageSearch:
+    """Centroids (stages * 256, width) of stages and their products with each other; ValueError for sizes that do not fit."""
+
+    def __init__(self, centroids: npt.NDArray[np.float32], products: npt.NDArray[np.float32]) -> None: ...
+    def search(
+        self,
+        rows: npt.NDArray[np.float32],
+        beam: int,
+        codes: npt.NDArray[np.uint8],
+        num_threads: int,
+    ) -> None:
+        """Write the codes (n, stages) of rows (n, width), keeping ``beam`` partial codes from stage to stage."""
+
 class CodedPart:
     """A table whose rows are codes and a map; ValueError for facts that would leave the arrays."""
 

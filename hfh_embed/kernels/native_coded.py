@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hfh_embed.kernels._native import CodedPart, Table, Trellis
+from hfh_embed.kernels._native import CodedPart, StageSearch, Table, Trellis
 from hfh_embed.kernels.native_backend import native_table
 from hfh_embed.kernels.numpy_backend import NumpyKernel
 from hfh_embed.layout import Array
 from hfh_embed.spec import TrellisSpec, Unknown
 
-__all__ = ["NativeCodedKernel", "trellis_of"]
+__all__ = ["NativeCodedKernel", "stage_search", "trellis_of"]
 
 Ids = npt.NDArray[np.int64]
 F32 = npt.NDArray[np.float32]
@@ -26,6 +26,12 @@ def trellis_of(trellis: TrellisSpec, values: Array, norms: F32 | None) -> Trelli
     runs = np.array([(run.steps, run.entries, run.bits) for run in trellis.runs], dtype=np.int64)
     factors = np.empty(0, dtype=np.float32) if norms is None else np.ascontiguousarray(norms, dtype=np.float32)
     return Trellis(runs, trellis.state_bits, np.ascontiguousarray(values, dtype=np.float32), factors, trellis.constant)
+
+
+def stage_search(centroids: F32) -> StageSearch:
+    """The compiled search among the centroids (stages * 256, R) of stages."""
+    kept = np.ascontiguousarray(centroids, dtype=np.float32)
+    return StageSearch(kept, kept @ kept.T)
 
 
 class NativeCodedKernel(NumpyKernel):

@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <new>
 #include <vector>
 
 #include "simd.hpp"
@@ -23,9 +24,28 @@ namespace hfh {
 
 typedef float Floats __attribute__((vector_size(64), aligned(4), may_alias));
 typedef int32_t Ints __attribute__((vector_size(64), aligned(4), may_alias));
+typedef int16_t Products __attribute__((vector_size(32), aligned(2), may_alias));
 typedef uint16_t Shorts __attribute__((vector_size(32), aligned(2), may_alias));
 constexpr int kLanes = 16;
+constexpr int64_t kStageCodes = 256;
+
+// Memory that begins at a cache line: a vector of it is then one line, not halves of two.
+template <class T>
+struct LineAllocator {
+  typedef T value_type;
+  LineAllocator() = default;
+  template <class U>
+  LineAllocator(const LineAllocator<U>&) {}
+  T* allocate(size_t count) { return static_cast<T*>(::operator new(count * sizeof(T), std::align_val_t{64})); }
+  void deallocate(T* memory, size_t) { ::operator delete(memory, std::align_val_t{64}); }
+  bool operator==(const LineAllocator&) const { return true; }
+  bool operator!=(const LineAllocator&) const { return false; }
+};
+template <class T>
+using LineVector = std::vector<T, LineAllocator<T>>;
+
 constexpr int64_t kSlack = 16;  // bytes that may be read after a row's last
+constexpr int64_t kWholeRingBits = 10;  // of a ring so short, all are tried
 
 // Clang has no push_options; it keeps to the instructions that it is given.
 #if defined(HFH_X86) && !defined(__clang__)
@@ -36,6 +56,7 @@ namespace coded_avx512 {
 constexpr int kTall = 6, kWide = 4;
 #define HFH_BODY_AVX512
 #include "coded_body.hpp"
+#include "coded_stages_body.hpp"
 #undef HFH_BODY_AVX512
 }  // namespace coded_avx512
 #pragma GCC pop_options
@@ -44,12 +65,14 @@ constexpr int kTall = 6, kWide = 4;
 namespace coded_avx2 {
 constexpr int kTall = 6, kWide = 1;
 #include "coded_body.hpp"
+#include "coded_stages_body.hpp"
 }  // namespace coded_avx2
 #pragma GCC pop_options
 #endif
 namespace coded_portable {
 constexpr int kTall = 2, kWide = 1;
 #include "coded_body.hpp"
+#include "coded_stages_body.hpp"
 }  // namespace coded_portable
 
 #ifdef HFH_CODED_X86
@@ -72,27 +95,30 @@ class TrellisEncoder {
     while (seam_ < plan.steps() && bits < 2 * plan.state_bits) bits += plan.bits[seam_++];
     bits = 0;
     for (tail_ = plan.steps(); tail_ > 0 && bits < 2 * plan.state_bits;) bits += plan.bits[--tail_];
+    if (plan.ring_bits <= kWholeRingBits) list_rings();
   }
 
   // The state after each step of the best ring for x (entries), of which entry e weighs weight[e].
   const std::vector<uint32_t>& encode(const float* x, const float* weight) {
+    if (!rings_.empty()) return best_ring(x, weight);
     const int64_t steps = plan_.steps();
     std::fill(cost_.begin(), cost_.end(), 0.0f);
     for (int64_t t = tail_; t < steps; ++t) step(t, x, weight);
     for (int64_t t = 0; t < seam_; ++t) step(t, x, weight);
     const int64_t bits = plan_.state_bits, ring = plan_.ring_bits;  // a short ring does not forget where it began
-    const int64_t tries = ring <= bits ? states_ : std::min<int64_t>(states_, ring < 2 * bits ? 64 : ring < 4 * bits ? 16 : 1);
-    ends_.assign(1, std::min_element(cost_.begin(), cost_.begin() + states_) - cost_.begin());
-    if (tries > 1) {
-      ends_.resize(states_);
-      for (int64_t s = 0; s < states_; ++s) ends_[s] = s;
-      std::partial_sort(ends_.begin(), ends_.begin() + tries, ends_.end(), [&](int64_t a, int64_t b) { return cost_[a] < cost_[b]; });
+    const int64_t tries = std::min<int64_t>(states_, ring < 2 * bits ? 64 : ring < 4 * bits ? 16 : 1);
+    ends_.resize(tries);  // the best among the states that are equal modulo the tries
+    for (int64_t s = 0; s < tries; ++s) ends_[s] = s;
+    for (int64_t s = tries; s < states_; s += tries) {
+      for (int64_t i = 0; i < tries; ++i) ends_[i] = cost_[s + i] < cost_[ends_[i]] ? s + i : ends_[i];
     }
-    ends_.resize(tries);
-    for (int64_t& state : ends_) {
-      if (tries == states_) break;
+    if (tries == 1) ends_[0] = least_state();
+    size_t kept = 0;
+    for (int64_t state : ends_) {  // most of them come from the same few states
       for (int64_t t = seam_ - 1; t >= 0; --t) state = previous(t, state);
+      if (std::find(ends_.begin(), ends_.begin() + kept, state) == ends_.begin() + kept) ends_[kept++] = state;
     }
+    ends_.resize(kept);
     float best = std::numeric_limits<float>::infinity();
     for (const int64_t seam : ends_) {
       std::fill(cost_.begin(), cost_.end(), std::numeric_limits<float>::max() / 4);
@@ -110,9 +136,41 @@ class TrellisEncoder {
   }
 
  private:
+  // The values of all rings, where these are few.
+  void list_rings() {
+    const int64_t count = int64_t{1} << plan_.ring_bits;
+    ring_count_ = std::max<int64_t>(count, kLanes);
+    rings_.assign(plan_.num_entries() * ring_count_, 0.0f);
+    for (int64_t t = 0, entry = 0; t < plan_.steps(); ++t) {
+      for (int32_t v = 0; v < plan_.entries[t]; ++v, ++entry) {
+        for (int64_t ring = 0; ring < count; ++ring) rings_[entry * ring_count_ + ring] = values_[plan_.book[entry] + state_of(ring, t)];
+      }
+    }
+    cost_.resize(ring_count_);
+  }
+
+  // The state after step t of a ring that fits a word.
+  int64_t state_of(int64_t ring, int64_t t) const {
+    const int64_t place = 8 * plan_.byte[plan_.first[t]] + plan_.shift[plan_.first[t]];
+    return (ring | ring << plan_.ring_bits) >> place & (states_ - 1);
+  }
+
+  const std::vector<uint32_t>& best_ring(const float* x, const float* weight) {
+    for (int64_t ring = 0; ring < ring_count_; ++ring) cost_[ring] = ring >> plan_.ring_bits ? std::numeric_limits<float>::max() / 4 : 0;
+    HFH_DISPATCH(simd_, ring_costs(rings_.data(), ring_count_, plan_.num_entries(), x, weight, cost_.data()));
+    const int64_t ring = HFH_DISPATCH(simd_, least_place(cost_.data(), ring_count_));
+    for (int64_t t = 0; t < plan_.steps(); ++t) path_[t] = static_cast<uint32_t>(state_of(ring, t));
+    return path_;
+  }
+
   void step(int64_t t, const float* x, const float* weight) {
     HFH_DISPATCH(simd_, viterbi_step(plan_, t, x, weight, values_, cost_.data(), next_.data(), from_.data() + place_[t]));
     cost_.swap(next_);
+  }
+
+  int64_t least_state() const {
+    if (states_ % kLanes) return std::min_element(cost_.begin(), cost_.begin() + states_) - cost_.begin();
+    return HFH_DISPATCH(simd_, least_place(cost_.data(), states_));
   }
 
   int64_t previous(int64_t t, int64_t state) const {
@@ -123,9 +181,9 @@ class TrellisEncoder {
   Simd simd_;
   const TrellisPlan& plan_;
   const float* values_;
-  int64_t states_;
-  std::vector<float> cost_, next_;
-  std::vector<uint16_t> from_;
+  int64_t states_, ring_count_ = 0;
+  LineVector<float> cost_, next_, rings_;
+  LineVector<uint16_t> from_;
   std::vector<uint32_t> path_;
   std::vector<int64_t> place_, ends_;
   int64_t seam_ = 0, tail_ = 0;

@@ -87,6 +87,15 @@ inline void add_floats(const float* from, int64_t count, float* to) {
   for (int64_t i = 0; i < count; ++i) to[i] += from[i];
 }
 
+// out (dim, a multiple of kLanes) = the sum of rows, and of what it has where `more`.
+inline void sum_rows(const float* const* rows, int64_t count, int64_t dim, bool more, float* out) {
+  for (int64_t d = 0; d < dim; d += kLanes) {
+    Floats sum = more ? *reinterpret_cast<const Floats*>(out + d) : Floats{};
+    for (int64_t r = 0; r < count; ++r) sum += *reinterpret_cast<const Floats*>(rows[r] + d);
+    *reinterpret_cast<Floats*>(out + d) = sum;
+  }
+}
+
 inline void scale_rows(const float* factors, int64_t rows, int64_t dim, float* out) {
   for (int64_t r = 0; r < rows; ++r) {
     for (int64_t d = 0; d < dim; ++d) out[r * dim + d] *= factors[r];
@@ -191,9 +200,10 @@ struct StepEntries {
     }
   }
 
-  template <bool kOne>
+  template <int kCount>
   Floats after(Floats total, int64_t state) const {
-    for (int v = 0; v < (kOne ? 1 : count); ++v) {
+#pragma GCC unroll 8
+    for (int v = 0; v < (kCount ? kCount : count); ++v) {
       const Floats value = *reinterpret_cast<const Floats*>(values[v] + state);
       total += value * (weight[v] * value + linear[v]);
     }
@@ -202,7 +212,7 @@ struct StepEntries {
 };
 
 // next[s] = the least cost of a predecessor of s, and of the step; fewer than four bits, so that 16 groups have whole vectors.
-template <int kBits, bool kOne>
+template <int kBits, int kCount>
 inline void few_bits(const StepEntries step, int state_bits, const float* cost, float* next, uint16_t* from) {
   const int64_t groups = int64_t{1} << (state_bits - kBits);
   const Ints lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
@@ -212,7 +222,7 @@ inline void few_bits(const StepEntries step, int state_bits, const float* cost, 
 #pragma GCC unroll 8
     for (int copy = 0; copy < 1 << kBits; ++copy) {
       const int64_t s = (m << kBits) + copy * kLanes;
-      *reinterpret_cast<Floats*>(next + s) = step.after<kOne>(picked(least, spread + copy * (kLanes >> kBits)), s);
+      *reinterpret_cast<Floats*>(next + s) = step.after<kCount>(picked(least, spread + copy * (kLanes >> kBits)), s);
     }
   }
 }
@@ -223,7 +233,7 @@ inline void many_bits(const StepEntries step, int state_bits, int bits, const fl
     const Floats least = cheapest<0>(cost, groups, heads, m, from);
     for (int64_t g = 0; g < kLanes; ++g) {
       for (int64_t s = (m + g) << bits; s < (m + g + 1) << bits; s += kLanes) {
-        *reinterpret_cast<Floats*>(next + s) = step.after<false>(Floats{} + least[g], s);
+        *reinterpret_cast<Floats*>(next + s) = step.after<0>(Floats{} + least[g], s);
       }
     }
   }
@@ -251,14 +261,42 @@ inline void viterbi_step(const TrellisPlan& plan, int64_t t, const float* x, con
     }
     return;
   }
-#define HFH_FEW_BITS(kBits)                                                               \
-  return step.count == 1 ? few_bits<kBits, true>(step, state_bits, cost, next, from) \
-                         : few_bits<kBits, false>(step, state_bits, cost, next, from)
-  switch (bits) {
-    case 1: HFH_FEW_BITS(1);
-    case 2: HFH_FEW_BITS(2);
-    case 3: HFH_FEW_BITS(3);
-    default: many_bits(step, state_bits, bits, cost, next, from);
+#define HFH_FEW_BITS(kBits, kCount) return few_bits<kBits, kCount>(step, state_bits, cost, next, from)
+  if (bits == 1) {
+    switch (step.count) {
+      case 1: HFH_FEW_BITS(1, 1);
+      case 2: HFH_FEW_BITS(1, 2);
+      case 4: HFH_FEW_BITS(1, 4);
+      default: HFH_FEW_BITS(1, 0);
+    }
   }
+  if (bits == 2 && step.count == 1) HFH_FEW_BITS(2, 1);
+  if (bits == 3 && step.count == 1) HFH_FEW_BITS(3, 1);
+  many_bits(step, state_bits, bits, cost, next, from);
 #undef HFH_FEW_BITS
+}
+
+// The first place of the least of numbers (count, a multiple of kLanes).
+inline int64_t least_place(const float* from, int64_t count) {
+  Floats least = *reinterpret_cast<const Floats*>(from);
+  for (int64_t i = kLanes; i < count; i += kLanes) {
+    const Floats other = *reinterpret_cast<const Floats*>(from + i);
+    least = other < least ? other : least;
+  }
+  float smallest = least[0];
+  for (int lane = 1; lane < kLanes; ++lane) smallest = least[lane] < smallest ? least[lane] : smallest;
+  int64_t place = 0;
+  while (place < count - 1 && !(from[place] <= smallest)) ++place;
+  return place;
+}
+
+// Adds to cost (count) what x costs with each ring, whose values are rings (entries, count); count is a multiple of kLanes.
+inline void ring_costs(const float* rings, int64_t count, int64_t entries, const float* x, const float* weight, float* cost) {
+  for (int64_t e = 0; e < entries; ++e, rings += count) {
+    const float own = weight[e], linear = -2 * own * x[e];
+    for (int64_t r = 0; r < count; r += kLanes) {
+      const Floats value = *reinterpret_cast<const Floats*>(rings + r);
+      *reinterpret_cast<Floats*>(cost + r) += value * (own * value + linear);
+    }
+  }
 }

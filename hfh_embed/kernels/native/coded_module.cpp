@@ -4,6 +4,7 @@
 #include <memory>
 #include <vector>
 
+#include "coded_stages.hpp"
 #include "coded_trellis.hpp"
 #include "numpy_arrays.hpp"
 
@@ -13,6 +14,8 @@ namespace {
 
 constexpr int64_t kBlockRows = 32;       // latent rows that stay in the cache between decoding and the map
 constexpr int64_t kKeepLockIds = 256;    // fewer ids are answered sooner than the lock is handed over
+constexpr int64_t kMostMapped = 1 << 19;  // floats of chunks that are kept mapped: what a core's cache holds
+constexpr int64_t kMostStarts = 8;       // rows that are summed at once
 
 // A table whose rows are codes and a map: trellis and chunk codes added up, times (latent, dim), plus bias.
 class CodedPart {
@@ -44,7 +47,8 @@ class CodedPart {
     require(static_cast<int64_t>(chunk_codes.size()) >= chunk_bytes_ * ids_, "there are too few chunk codes");
 #ifdef HFH_AMX
     if (hfh::tiles_allowed() && hfh::TileMap::suits(map.data(), map.size())) {
-      const bool plain = trellis_ && chunks_.empty() && !(trellis_->has_norms() && bias.size()) && trellis_->keep_halves();
+      const bool ring = trellis_ && (chunks_.empty() ? !(trellis_->has_norms() && bias.size()) : map_chunks());
+      const bool plain = ring && trellis_->keep_halves();
       const float* own = bias.size() ? bias.data() : nullptr;
       tiles_ = std::make_unique<hfh::TileMap>(map.data(), latent_, dim_, own, 3);
       if (plain) plain_ = std::make_unique<hfh::TileMap>(map.data(), latent_, dim_, own, 1);
@@ -96,6 +100,18 @@ class CodedPart {
     int64_t start, size, bits, first_value, first_bit;
   };
 
+  // A chunk's code among an id's, byte by byte: nothing is read past the row.
+  static uint32_t code_of(const uint8_t* own, const Chunk& chunk) {
+    if (chunk.bits == 8 && !(chunk.first_bit & 7)) return own[chunk.first_bit >> 3];
+    uint32_t code = 0;
+    for (int64_t bit = chunk.first_bit; bit < chunk.first_bit + chunk.bits;) {
+      const int64_t shift = bit & 7, some = std::min<int64_t>(8 - shift, chunk.first_bit + chunk.bits - bit);
+      code |= ((own[bit >> 3] >> shift) & ((1u << some) - 1)) << (bit - chunk.first_bit);
+      bit += some;
+    }
+    return code;
+  }
+
   // What one thread needs.
   struct Workspace {
     Workspace(const CodedPart& of, bool plain, bool half)
@@ -143,8 +159,44 @@ class CodedPart {
   }
 
 #ifdef HFH_AMX
-  // Whether rows are one ring each, whose values tiles take as they are.
+  // Whether rows are one ring each, whose values tiles take as they are, and what chunks add, which is mapped beforehand.
   bool plain() const { return plain_ != nullptr; }
+
+  // Keeps each chunk's entries as parts of a row, with the bias in the first, where that takes little memory.
+  bool map_chunks() {
+    if (trellis_->has_norms() || dim_ % hfh::kTileRows) return false;
+    int64_t codes = 0;
+    for (const Chunk& chunk : chunks_) codes += int64_t{1} << chunk.bits;
+    if (codes * dim_ > kMostMapped) return false;
+    mapped_.reserve(codes * dim_);
+    std::vector<double> row(dim_);
+    for (const Chunk& chunk : chunks_) {
+      for (int64_t code = 0; code < int64_t{1} << chunk.bits; ++code) {
+        const float* from = codebooks_.data() + chunk.first_value + code * chunk.size;
+        std::fill(row.begin(), row.end(), 0.0);
+        if (&chunk == &chunks_[0] && !bias_.empty()) std::copy(bias_.begin(), bias_.begin() + dim_, row.begin());
+        for (int64_t k = 0; k < chunk.size; ++k) {
+          for (int64_t d = 0; d < dim_; ++d) row[d] += static_cast<double>(from[k]) * map_[(chunk.start + k) * dim_ + d];
+        }
+        mapped_.insert(mapped_.end(), row.begin(), row.end());
+      }
+    }
+    return true;
+  }
+
+  // out (dim) = what an id's chunks add to its row.
+  void chunk_row(int64_t id, float* out) const {
+    const uint8_t* own = chunk_codes_.data() + id * chunk_bytes_;
+    const float* from[kMostStarts];
+    int64_t first = 0, some = 0;
+    for (const Chunk& chunk : chunks_) {
+      from[some++] = mapped_.data() + (first + code_of(own, chunk)) * dim_;
+      first += int64_t{1} << chunk.bits;
+      if (some < kMostStarts && &chunk != &chunks_.back()) continue;
+      hfh::coded_avx512::sum_rows(from, some, dim_, &chunk - chunks_.data() >= kMostStarts, out);
+      some = 0;
+    }
+  }
 
   int64_t workspace(bool plain) const { return !tiles_ ? 0 : plain ? plain_->workspace() : tiles_->workspace(); }
 
@@ -152,11 +204,15 @@ class CodedPart {
     float factors[hfh::kBlock];
     for (int64_t j = 0; j < count; ++j) {
       factors[j] = 0;
-      if (ids[j] >= ids_) continue;
+      if (ids[j] >= ids_) {
+        if (!mapped_.empty()) std::fill(out + j * dim_, out + (j + 1) * dim_, 0.0f);
+        continue;
+      }
+      if (!mapped_.empty()) chunk_row(ids[j], out + j * dim_);
       uint16_t* to = work.parts.data() + j * plain_->stride();
       factors[j] = trellis_->halves(ring_codes_.data(), ring_codes_.size(), ids[j], work.ring.data(), to);
     }
-    plain_->product(work.parts.data(), count, out);
+    plain_->product(work.parts.data(), count, out, !mapped_.empty());
     if (trellis_->has_norms()) hfh::coded_avx512::scale_rows(factors, count, dim_, out);
   }
 #else
@@ -191,13 +247,8 @@ class CodedPart {
       if (static_cast<uint64_t>(ids[j]) >= static_cast<uint64_t>(ids_)) continue;
       const uint8_t* own = chunk_codes_.data() + ids[j] * chunk_bytes_;
       for (const Chunk& chunk : chunks_) {
-        uint32_t code = 0;
-        for (int64_t bit = chunk.first_bit; bit < chunk.first_bit + chunk.bits;) {  // byte by byte: nothing is read past the row
-          const int64_t shift = bit & 7, some = std::min<int64_t>(8 - shift, chunk.first_bit + chunk.bits - bit);
-          code |= ((own[bit >> 3] >> shift) & ((1u << some) - 1)) << (bit - chunk.first_bit);
-          bit += some;
-        }
-        HFH_DISPATCH(hfh::simd(), add_floats(codebooks_.data() + chunk.first_value + code * chunk.size, chunk.size, z + chunk.start));
+        const float* from = codebooks_.data() + chunk.first_value + code_of(own, chunk) * chunk.size;
+        HFH_DISPATCH(hfh::simd(), add_floats(from, chunk.size, z + chunk.start));
       }
       if (trellis_) trellis_->add(hfh::simd(), ring_codes_.data(), ring_codes_.size(), ids[j], ring, z);
     }
@@ -206,10 +257,11 @@ class CodedPart {
   int64_t ids_, latent_, dim_, padding_id_;
   bool refuse_unknown_;
   Flat<uint8_t> ring_codes_, chunk_codes_;
-  std::vector<float> map_, bias_, codebooks_;
+  hfh::LineVector<float> map_, bias_, codebooks_;
   std::unique_ptr<Trellis> trellis_;
 #ifdef HFH_AMX
   std::unique_ptr<hfh::TileMap> tiles_, plain_;
+  hfh::LineVector<float> mapped_;  // of each code of each chunk (dim)
 #endif
   std::vector<Chunk> chunks_;
   int64_t chunk_bytes_ = 0;
@@ -223,6 +275,9 @@ void bind_coded(nb::module_& m) {
       .def(nb::init<Rows<int64_t>, int, Rows<float>, Flat<float>, bool>(), "runs"_a.noconvert(), "state_bits"_a, "values"_a.noconvert(),
            "norms"_a.noconvert(), "constant"_a)
       .def("encode", &Trellis::encode, "rows"_a.noconvert(), "weight"_a.noconvert(), "states"_a.noconvert(), "num_threads"_a);
+  nb::class_<StageSearch>(m, "StageSearch")
+      .def(nb::init<Rows<float>, Rows<float>>(), "centroids"_a.noconvert(), "products"_a.noconvert())
+      .def("search", &StageSearch::search, "rows"_a.noconvert(), "beam"_a, "codes"_a.noconvert(), "num_threads"_a);
   nb::class_<CodedPart>(m, "CodedPart")
       .def(nb::init<int64_t, const Trellis*, Flat<uint8_t>, Rows<int64_t>, Flat<float>, Flat<uint8_t>, Rows<float>, Flat<float>, int64_t,
                     bool>(),

@@ -22,8 +22,8 @@ using Rows = nb::ndarray<const T, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 template <class T>
 using Out = nb::ndarray<T, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
-inline std::vector<float> padded(const float* from, size_t count) {
-  std::vector<float> to(count + hfh::kLanes, 0.0f);
+inline hfh::LineVector<float> padded(const float* from, size_t count) {
+  hfh::LineVector<float> to(count + hfh::kLanes, 0.0f);
   std::copy(from, from + count, to.begin());
   return to;
 }
@@ -133,7 +133,8 @@ class Trellis {
 
  private:
   hfh::TrellisPlan plan_;
-  std::vector<float> values_, norms_;
+  hfh::LineVector<float> values_;
+  std::vector<float> norms_;
   std::vector<uint16_t> halves_;
 };
 
