@@ -107,11 +107,12 @@ def seams(spec: TrellisSpec) -> int:
 
 
 def ring_work(spec: TrellisSpec) -> float:
-    """About how many values the compiled search for a ring looks at; of the states that it tries at a seam a quarter differ."""
+    """About how long the compiled search for a ring takes, in steps of one entry and state; a step itself takes as long as three."""
     if spec.ring_bits <= WHOLE_RING_BITS:
         return (1 << spec.ring_bits) * spec.entries
     overlap = min(4 * spec.state_bits / spec.ring_bits, 2)
-    return (1 << spec.state_bits) * spec.entries * (overlap + max(seams(spec) / 4, 1))
+    passes = max(seams(spec) / 4, 1)  # a quarter of the states that are tried at a seam differ
+    return (1 << spec.state_bits) * (3 * sum(run.steps for run in spec.runs) + spec.entries) * (overlap + passes)
 
 
 def _encode_numpy(rows: F32, spec: TrellisSpec, values: F32, weight: F32) -> States:
