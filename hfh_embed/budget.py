@@ -180,7 +180,7 @@ def choose(ratio: float, tables: Shapes | None = None, frequencies: Frequencies 
 
     Where the frequencies of all ids are known and unequal, as those of words and clicks, from 8x on the frequent ids get 4-bit rows
     in levels: up to 16x rows of full width for half of the bytes and shared ones for the rest; beyond, a level for every id, narrower
-    the rarer its ids are; and where an id has less than two bytes, levels for a quarter of the ids beside shared rows.
+    the rarer its ids are. Where an id has less than two bytes everything is shared, as without frequencies (docs/results.md).
     """
     if (
         tables
@@ -192,9 +192,8 @@ def choose(ratio: float, tables: Shapes | None = None, frequencies: Frequencies 
         entries = sum(n * dim for n, dim in tables.values()) / sum(n for n, _ in tables.values())
         if ratio <= WIDE_RATIO:
             return Form(level_share=0.5, level_count=1, level_cover=0.45 * 32 / ratio / 4)
-        if 32 * entries / ratio < LEAST_ID_BITS:
-            return Form(level_share=0.5)
-        return Form(shared=False, level_share=1, level_cover=1, level_count=4)
+        if 32 * entries / ratio >= LEAST_ID_BITS:
+            return Form(shared=False, level_share=1, level_cover=1, level_count=4)
     affordable = 0.8 * 32 / ratio
     private_bits = max((bits for bits in (1, 2, 4, 8, 16) if bits <= affordable), default=0)
     return Form(private_bits=private_bits)

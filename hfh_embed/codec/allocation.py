@@ -87,19 +87,24 @@ def _spend(counts: npt.NDArray[np.int64], bits: int, value: F64, rate: F64, left
     """Raise the rates of entries until no bit is left over, each time where it helps most."""
     spare = bits - round(float(counts @ rate))
     while spare > 0:
-        best, gain = None, 0.0
-        for number in range(len(RATES) - 1):
-            some = max(RATES[number][1], RATES[number + 1][1])
-            cost = some * (rate[number + 1] - rate[number])
-            if counts[number] < some or cost > spare or cost != int(cost):
-                continue
-            first = int(counts[number + 1 :].sum())
-            saved = value[first : first + some].sum() * (left[number] - left[number + 1]) / cost
-            if best is None or saved > gain:
-                best, gain = (number, some, int(cost)), saved
+        best: tuple[int, int, int, int] | None = None
+        for reach in range(1, len(RATES)):  # by one rate, or in short rows, where no whole step fits, by more
+            gain = 0.0
+            for number in range(len(RATES) - reach):
+                higher = number + reach
+                some = max(RATES[number][1], RATES[higher][1])
+                cost = some * (rate[higher] - rate[number])
+                if counts[number] < some or cost > spare or cost != int(cost):
+                    continue
+                first = int(counts[number + 1 :].sum())
+                saved = value[first : first + some].sum() * (left[number] - left[higher]) / cost
+                if best is None or saved > gain:
+                    best, gain = (number, higher, some, int(cost)), saved
+            if best is not None:
+                break
         if best is None:
             return
-        number, some, paid = best
+        number, higher, some, paid = best
         counts[number] -= some
-        counts[number + 1] += some
+        counts[higher] += some
         spare -= paid

@@ -32,8 +32,9 @@ class StoredFit:
     def __init__(self, data: TableData, threads: int = 1) -> None:
         """InputError where rows share what they are made of, so that none can be encoded alone."""
         table, arrays = data.table, data.arrays
-        if table.shared is not None or table.residual is not None:
+        if table.shared is not None or table.residual is not None or table.levels is not None:
             what = "values that all ids share" if table.shared is not None else "a network"
+            what = "levels that were trained" if table.levels is not None else what
             raise InputError(
                 f"rows of table {table.name!r} come from {what}, so single rows cannot be encoded; "
                 "train it on, or compress the new dense table"

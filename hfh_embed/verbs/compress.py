@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 import time
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +19,13 @@ from hfh_embed.errors import InputError
 from hfh_embed.verbs.base import Progress, Verb, bytes_text, print_json
 
 if TYPE_CHECKING:
+    from hfh_embed.codec.survey import Runner
     from hfh_embed.tables import DenseTable
 
 __all__ = ["COMPRESS", "read_frequencies"]
+
+IRRELEVANT = ("output", "json", "debug", "run", "verb", "ray")
+"""Options that encoded chunks do not depend on."""
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,6 +61,13 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--unknown", choices=("zero", "error"), default="error", help="ids outside the table get")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        nargs="?",
+        const="local",
+        help="encode by Ray: on this machine's processors, or on the cluster at 'auto' or HOST:PORT",
+    )
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -73,7 +85,7 @@ def _run(args: argparse.Namespace) -> None:
     with Progress() as progress:
         table, notes = _table(args)
         frequencies = read_frequencies(args.frequencies, table.rows.shape[0]) if args.frequencies else None
-        with Partial(args.output, _identity(args, notes), _say) as partial:
+        with Partial(args.output, _identity(args, notes), _say) as partial, _runner(args) as run:
             try:
                 snapshot = compress(
                     table.rows,
@@ -89,6 +101,7 @@ def _run(args: argparse.Namespace) -> None:
                     seed=args.seed,
                     progress=progress,
                     partial=partial,
+                    run=run,
                 )
             except KeyboardInterrupt:
                 progress.close()
@@ -119,6 +132,17 @@ def _run(args: argparse.Namespace) -> None:
         print(f"{key}: {value}")
 
 
+def _runner(args: argparse.Namespace) -> AbstractContextManager[Runner[Any]]:
+    """Who works on the chunks."""
+    from hfh_embed.codec.survey import in_turn
+
+    if args.ray is None:
+        return nullcontext(in_turn)
+    from hfh_embed.codec.cluster import Cluster
+
+    return Cluster(args.ray)
+
+
 def _say(text: str) -> None:
     print(f"hfh compress: {text}", file=sys.stderr)
 
@@ -127,7 +151,7 @@ def _identity(args: argparse.Namespace, notes: dict[str, str]) -> dict[str, obje
     """What encoded chunks depend on, beside the fit: the input's files as they are now, and the options."""
     given = [*arrow_files(args.input), *(file for file in (args.frequencies, args.vocabulary) if file is not None)]
     seen = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in given]
-    options = {key: value for key, value in vars(args).items() if key not in ("output", "json", "debug", "run", "verb")}
+    options = {key: value for key, value in vars(args).items() if key not in IRRELEVANT}
     return {"files": seen, "options": options, "notes": notes, "release": __version__}
 
 

@@ -87,7 +87,9 @@ def test_exact_rows_stay_exact() -> None:
     assert ((found - rows) ** 2).sum() < 1e-3 * (rows**2).sum()
 
 
-@pytest.mark.parametrize("name", sorted(name for name, (table, pool) in CASES.items() if pool is None))
+@pytest.mark.parametrize(
+    "name", sorted(name for name, (table, pool) in CASES.items() if pool is None and table.levels is None)
+)
 def test_every_form_of_own_codes_takes_rows(name: str) -> None:
     table, _ = CASES[name]
     snapshot = snapshot_of(table)
@@ -169,3 +171,11 @@ def test_bits_are_put_in_their_places_and_nowhere_else(row_bits: int) -> None:
     bits[ids] = generator.integers(0, 2, (60, row_bits))
     put_bits(stream, ids, bits[ids])
     assert np.array_equal(stream, np.packbits(bits.reshape(-1), bitorder="little"))
+
+
+@pytest.mark.parametrize("name", sorted(name for name, (table, _) in CASES.items() if table.levels is not None))
+def test_trained_levels_are_refused(name: str) -> None:
+    table, pool = CASES[name]
+    snapshot = snapshot_of(table, pool)
+    with pytest.raises(InputError, match=r"levels that were trained.*compress the new dense table"):
+        update(snapshot, snapshot["users"].lookup(np.arange(N)))
