@@ -14,7 +14,7 @@ from torch import nn
 
 from benchmarks.quality.methods import METHODS, Embedding, Shapes
 
-__all__ = ["NETWORK_RATE", "Task", "learn"]
+__all__ = ["NETWORK_RATE", "Task", "learn", "train"]
 
 NETWORK_RATE = 2e-3
 """Adam's rate for the model around the embedding, the same for every method; the embedding's own rate is tuned."""
@@ -58,7 +58,7 @@ def learn(
     optimizer = torch.optim.Adam([group for group in groups if group["params"]], fused=True)
     before = _reset_peak()
     wall, cpu = time.perf_counter(), time.process_time()
-    best, history = _train(task, model, embed, optimizer, seed, max(max_epochs or task.max_epochs, embed.settles))
+    best, history = train(task, model, embed, optimizer, seed, max(max_epochs or task.max_epochs, embed.settles))
     return {
         "valid": round(best["valid"], 5),
         "test": {name: round(value, 5) for name, value in best["test"].items()},
@@ -76,9 +76,10 @@ def learn(
     }
 
 
-def _train(
+def train(
     task: Task, model: nn.Module, embed: Embedding, optimizer: torch.optim.Optimizer, seed: int, max_epochs: int
 ) -> tuple[dict[str, Any], list[float]]:
+    """The model gets its best epoch's weights; what is known of that epoch, and the validation figure of each."""
     generator = np.random.default_rng(seed)
     best: dict[str, Any] = {"valid": -np.inf}
     history: list[float] = []
