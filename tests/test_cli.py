@@ -350,3 +350,36 @@ def test_whole_numbers(text: str, number: int) -> None:
 
 def test_bytes_text() -> None:
     assert [bytes_text(n) for n in (0, 999, 1234, 2.5e9, 3e15)] == ["0 B", "999 B", "1.23 kB", "2.50 GB", "3000.00 TB"]
+
+
+def test_rows_that_compress_must_not_guess_about(tmp_path, capsys) -> None:
+    dense, out = str(tmp_path / "t.npy"), str(tmp_path / "t.hfh")
+    rows = ROWS.copy()
+    rows[5, 1], rows[7, 0], rows[9] = np.nan, -np.inf, 0
+    np.save(dense, rows)
+    assert "rows 5, 7 hold NaN or infinite" in _refused(capsys, "compress", dense, "-o", out, "--ratio", "8")
+    assert main(["compress", dense, "-o", out, "--ratio", "8", "--nan", "zero"]) == 0
+    found = hfh_embed.open(out)["t"].lookup(np.arange(len(rows)))
+    assert not found[[5, 7, 9]].any()
+    assert np.delete(found, [5, 7, 9], axis=0).any(axis=1).all()
+    np.save(dense, np.ones((40, 8), dtype=np.int32))
+    assert "holds int32; give floats" in _refused(capsys, "compress", dense, "-o", out, "--ratio", "8")
+    np.save(dense, ROWS)
+    assert main(["compress", dense, "-o", out, "--ratio", "8", "--padding-id", "3"]) == 0
+    assert not hfh_embed.open(out)["t"].lookup([3]).any()
+    assert "padding_id" in _refused(capsys, "compress", dense, "-o", out, "--ratio", "8", "--padding-id", "2000000")
+
+
+@pytest.mark.parametrize("shape", [(1, 8), (3, 8), (400, 1), (5, 40)])
+def test_small_and_narrow_tables_are_compressed_or_the_nearest_ratio_is_named(tmp_path, capsys, shape) -> None:
+    dense, out = str(tmp_path / "t.npy"), str(tmp_path / "t.hfh")
+    rows = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    rows[:, -1] = 2.5  # a constant column
+    np.save(dense, rows)
+    message = ""
+    if main(["compress", dense, "-o", out, "--ratio", "4"]):
+        message = capsys.readouterr().err
+        assert "the nearest ratio that can be met is" in message
+        ratio = message.split("the nearest ratio that can be met is ")[1].split()[0]
+        assert main(["compress", dense, "-o", out, "--ratio", ratio]) == 0
+    assert hfh_embed.open(out)["t"].lookup(np.arange(shape[0])).shape == shape

@@ -98,7 +98,7 @@ def choose(
     effort = effort_for(table, threads)
     quick = Effort(8, 2, 4_096, effort.stage_rows, threads)
     apart = TRIAL_ROWS if 4 * TRIAL_ROWS <= len(sample.rows) < table.num_embeddings else 0
-    fitted = Sample(sample.rows[apart:], sample.weights[apart:])
+    fitted = Sample(sample.rows[apart:], sample.weights[apart:], sample.zeros)
     stairs = staircase(table, fitted, quick, seed)
     best: tuple[float, Form | None, Choice] | None = None
     tried = 0
@@ -110,7 +110,7 @@ def choose(
         tell(min(tried, 10), 11, "try forms")
         fit: Fit | None
         if form is None:
-            fit = fit_rows(table, budget, fitted.rows)
+            fit = fit_rows(table, budget, fitted.rows, sample.zeros)
         else:
             plan = plan_coded(table, budget, fitted, form, quick, stairs)
             fit = fit_coded(plan, fitted, quick, seed, _silent) if plan is not None else None
@@ -131,12 +131,12 @@ def choose(
         return True
 
     consider(None)
-    consider(Form(0, False))
     consider(Form(0, True))
-    for stages in STAGES[1:] if not quick_only else (2,):
+    others: tuple[int, ...] = () if sample.zeros else STAGES if not quick_only else (0, 2)
+    for stages in others:  # only a factor of 0 keeps rows of zeros
         if not consider(Form(stages, False)) and stages > 1:
             break
-    if best is not None and best[1] is not None and len(hot):
+    if best is not None and best[1] is not None and len(hot) and not sample.zeros:
         for share in EXACT_SHARES[1:]:
             exact = _exact(table, int(budget * share), best[2].fit.table.latent_dim)
             if exact is not None:
@@ -226,11 +226,11 @@ def smallest(table: TableSpec, sample: Sample, seed: int) -> int:
     """Bytes of the smallest form that can be fitted."""
     quick = Effort(8, 1, 1_024, 1_024, 1)
     stairs = staircase(table, sample, quick, seed)
-    sizes = [nbytes(spec) for spec in rows_specs(table)]
+    sizes = [nbytes(spec) for spec in rows_specs(table, sample.zeros)]
     low, high = 1, min(sizes)
     while low < high:  # the least budget that some codes fit
         middle = (low + high) // 2
-        if plan_coded(table, middle, sample, Form(0, False), quick, stairs) is None:
+        if plan_coded(table, middle, sample, Form(0, sample.zeros), quick, stairs) is None:
             low = middle + 1
         else:
             high = middle

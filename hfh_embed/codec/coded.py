@@ -60,10 +60,11 @@ class Form:
 
 @dataclass(frozen=True)
 class Sample:
-    """Rows to fit to (n, D), float32, with weights (n,) of mean 1."""
+    """Rows to fit to (n, D), float32, with weights (n,) of mean 1, and whether the table has rows of zeros, which must stay zero."""
 
     rows: F32
     weights: F64
+    zeros: bool = False
 
 
 @dataclass(frozen=True)
@@ -287,7 +288,7 @@ def fit_coded(plan: CodedPlan, sample: Sample, effort: Effort, seed: int, tell: 
     matrix = unit[:, None] * axes.axes[:width]
     if trellis.constant:
         matrix = np.concatenate((matrix, axes.centre[None]))
-    norms = _norms(rows, trellis.norm_bits) if form.norms else None
+    norms = _norms(rows, trellis.norm_bits, sample.zeros) if form.norms else None
     first = CodedFit(
         table, project, deviation, centre, stages, fitted, quantise_map(matrix, linear.bands), norms, effort.threads
     )
@@ -300,11 +301,10 @@ def fit_coded(plan: CodedPlan, sample: Sample, effort: Effort, seed: int, tell: 
     return dataclasses.replace(first, map=quantise_map(solved, linear.bands))
 
 
-def _norms(rows: F32, bits: int) -> F32:
-    """Factors for rows of these lengths: 0 where there are rows of zeros, the others by equal ratios."""
+def _norms(rows: F32, bits: int, zero: bool) -> F32:
+    """Factors for rows of these lengths: 0 where the table has rows of zeros, the others by equal ratios."""
     lengths = np.linalg.norm(rows.astype(np.float64), axis=1)
     some = lengths[lengths > 0]
-    zero = len(some) < len(lengths)
     count = (1 << bits) - zero
     centres = np.exp(kmeans_1d(np.log(some if len(some) else np.ones(1)), np.ones(max(len(some), 1)), count))
     return np.concatenate((np.zeros(int(zero)), centres)).astype(np.float32)

@@ -110,7 +110,7 @@ class _Work:
         self.rows, self.table, self.frequencies, self.vocabulary = rows, table, frequencies, vocabulary
         self.metric, self.seed, self.partial, self.run, self.tell = metric, seed, partial, run, tell
         self.weights = _weights(frequencies, rows.shape[0])
-        self.ids, self.sample = _sampled(rows, self.weights, seed, run, tell)
+        self.ids, self.sample = _sampled(rows, self.weights, table.padding_id, seed, run, tell)
         self.ranks = np.empty(0, dtype=np.int64)
         if frequencies is not None:
             order = np.argsort(-np.asarray(frequencies, dtype=np.float64), kind="stable")
@@ -233,17 +233,21 @@ def _weights(frequencies: npt.NDArray[np.number] | None, count: int) -> F64 | No
     return floored / floored.mean()
 
 
-def _sampled(rows: Float32Rows, weights: F64 | None, seed: int, run: Runner[Any], tell: Progress) -> tuple[Ids, Sample]:
+def _sampled(
+    rows: Float32Rows, weights: F64 | None, padding_id: int | None, seed: int, run: Runner[Any], tell: Progress
+) -> tuple[Ids, Sample]:
     """The ids of a sample in random order, and their rows; all rows are checked on the way."""
     generator = np.random.default_rng(seed)
     count = rows.shape[0]
     picked = np.arange(count)
     if count > SAMPLE_ROWS:
         picked = np.sort(generator.choice(count, SAMPLE_ROWS, replace=False))
-    sample = survey(rows, picked, run, tell)
+    sample, zeros = survey(rows, picked, run, tell)
+    if padding_id is not None:
+        zeros -= not rows[padding_id : padding_id + 1].any()  # its row is zero in every form
     own = weights[picked] if weights is not None else np.ones(len(picked))
     order = generator.permutation(len(picked))
-    return picked[order], Sample(np.ascontiguousarray(sample[order]), own[order])
+    return picked[order], Sample(np.ascontiguousarray(sample[order]), own[order], zeros > 0)
 
 
 def _most_frequent(frequencies: npt.NDArray[np.number], count: int) -> Ids:

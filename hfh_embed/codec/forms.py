@@ -78,8 +78,8 @@ class RowsFit:
         return {} if self.scale is None else {"private.scale": self.scale}
 
 
-def rows_specs(table: TableSpec) -> list[TableSpec]:
-    """All forms of few-bit rows, best first."""
+def rows_specs(table: TableSpec, zeros: bool = False) -> list[TableSpec]:
+    """All forms of few-bit rows, best first; with ``zeros`` only those that keep rows of zeros."""
     return [
         table.replace(
             private=PrivateSpec(table.embedding_dim, bits, row_scale=row_scale),
@@ -90,13 +90,13 @@ def rows_specs(table: TableSpec) -> list[TableSpec]:
             exact=None,
         )
         for bits in (32, 16, 8, 4, 2, 1)
-        for row_scale in ((True, False) if bits <= 8 else (False,))
+        for row_scale in ((False,) if bits > 8 else (True,) if zeros else (True, False))
     ]
 
 
-def fit_rows(table: TableSpec, budget: int, sample: F32) -> RowsFit | None:
-    """The best few-bit rows that fit ``budget`` bytes, or None."""
-    for spec in rows_specs(table):
+def fit_rows(table: TableSpec, budget: int, sample: F32, zeros: bool = False) -> RowsFit | None:
+    """The best few-bit rows that fit ``budget`` bytes, with ``zeros`` among those that keep rows of zeros, or None."""
+    for spec in rows_specs(table, zeros):
         if nbytes(spec) <= budget:
             assert spec.private is not None
             per_table = spec.private.bits <= 8 and not spec.private.row_scale

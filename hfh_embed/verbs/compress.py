@@ -60,6 +60,12 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         "--overlay-prefix", default="hfh", help="begin of the keys there, as the service's redis_prefix"
     )
     parser.add_argument("--unknown", choices=("zero", "error"), default="error", help="ids outside the table get")
+    parser.add_argument(
+        "--padding-id",
+        type=int,
+        metavar="ID",
+        help="an id whose row is zero and which bags leave out, as torch's padding_idx",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--ray",
@@ -98,6 +104,7 @@ def _run(args: argparse.Namespace) -> None:
                     frequencies=frequencies,
                     vocabulary=table.vocabulary,
                     unknown=args.unknown,
+                    padding_id=args.padding_id,
                     seed=args.seed,
                     progress=progress,
                     partial=partial,

@@ -1,5 +1,7 @@
 """The codec: bytes kept, quality against product quantisation, bad input."""
 
+import sys
+
 import faiss
 import numpy as np
 import pytest
@@ -236,3 +238,25 @@ def test_exact_rows_are_exact_where_rows_have_lengths_of_their_own() -> None:
     found = snapshot["table"].lookup(np.arange(3000))
     error = ((found - rows) ** 2).sum(axis=1) / (rows**2).sum(axis=1)
     assert np.quantile(error, 0.99) < 0.01, (int(error.argmax()), error.max(), snapshot.metadata["method"])
+
+
+@pytest.mark.parametrize("ratio", [2, 4, 10, 20])
+@pytest.mark.parametrize("where", ["a few", "half", "one outside the sample"])
+def test_rows_of_zeros_stay_exactly_zero(ratio: float, where: str, monkeypatch) -> None:
+    generator = np.random.default_rng(5)
+    rows = (generator.normal(size=(3_000, 32)) + 0.5).astype(np.float32)  # a centre that codes would add
+    zeros = {"a few": np.array([0, 7, 2_999]), "half": np.arange(0, 3_000, 2), "one outside the sample": np.array([1])}
+    rows[zeros[where]] = 0
+    if where == "one outside the sample":
+        monkeypatch.setattr(sys.modules["hfh_embed.codec.compress"], "SAMPLE_ROWS", 500)
+    found = compress(rows, ratio=ratio)["table"].lookup(np.arange(3_000))
+    assert not found[zeros[where]].any()
+    assert np.delete(found, zeros[where], axis=0).any(axis=1).all()
+
+
+def test_a_row_of_zeros_that_is_the_padding_leaves_every_form_open() -> None:
+    rows = ROWS.copy()
+    rows[3] = 0
+    padded, plain = compress(rows, ratio=8, padding_id=3), compress(ROWS, ratio=8)
+    assert not padded["table"].lookup([3]).any()
+    assert padded.metadata["method"] == plain.metadata["method"]
