@@ -3,6 +3,7 @@
     python -m benchmarks.codec [--tables minilm words ...] [--ratios 8 16 ...] [--methods ...] [--redo] [--limit-s 600]
     python -m benchmarks.codec --speed        decoding and encoding, on a quiet machine
     python -m benchmarks.codec --judge        the targets by the rows there are
+    python -m benchmarks.codec --plot         the picture of docs/compress.md
 
 Each cell's row is written as it ends, and cells that the file has are left alone: an interrupted run goes on when started again.
 ``--redo`` measures the named methods anew.
@@ -24,7 +25,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.codec_plot import draw
 from benchmarks.codec_speed import measure_speed
+from benchmarks.readme_table import NAMES
 from benchmarks.record import Recorder
 from benchmarks.trained import TABLES, trained_table
 from hfh_embed.codec import compress
@@ -180,9 +183,13 @@ def main() -> None:
     parser.add_argument("--limit-s", type=float, default=600, help="a peer that takes longer is left out")
     parser.add_argument("--speed", action="store_true", help="decoding and encoding instead of the grid")
     parser.add_argument("--judge", action="store_true", help="only the targets")
+    parser.add_argument("--plot", action="store_true", help="draw the rows, measure nothing")
     args = parser.parse_args()
     recorder = Recorder("codec", resume=True)
     outcomes: list[tuple[str, bool]] = []
+    if args.plot:
+        draw(recorder.find(), NAMES)
+        return
     if args.speed:
         outcomes = measure_speed(recorder)
     else:
