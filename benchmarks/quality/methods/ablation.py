@@ -73,10 +73,8 @@ ABLATION: Mapping[str, Mapping[str, Maker]] = {
     "exact rows by frequency": {
         f"{share:.0%} exact rows, {bits} bits": partial(Formed, form=Form(exact_share=share, exact_bits=bits))
         for share, bits in ((0.1, 4), (0.3, 1), (0.3, 2), (0.3, 8), (0.5, 4))
-    },
-    "levels by frequency": {
-        "a quarter of the ids in levels": partial(Formed, form=Form(level_share=0.5)),
-    },
+    }
+    | {"a quarter of the ids in levels": partial(Formed, form=Form(level_share=0.5))},
     "private coefficients": {
         "half private, 1 bit": partial(Formed, form=_private(0.5, 1)),
         "half private, 2 bits": partial(Formed, form=_private(0.5, 2)),
