@@ -37,9 +37,9 @@ __all__ = ["PRESETS", "Form", "Frequencies", "Shapes", "choose", "plan"]
 
 Shapes = Mapping[str, tuple[int, int]]
 
-LEAST_RATIO, WIDE_RATIO, LEAST_ID_BITS = 8, 16, 16
-"""Where frequencies are known: from which ratio on they decide the form, up to which one rows in levels have full width, and with
-how many bits an id is worth a row of its own (docs/language-models.md)."""
+LEAST_RATIO, LEAST_ID_BITS = 8, 16
+"""Where frequencies are known: from which ratio on they decide the form, and with how many bits an id is worth a row of its own
+(docs/language-models.md)."""
 
 
 @dataclass(frozen=True)
@@ -179,8 +179,8 @@ def choose(ratio: float, tables: Shapes | None = None, frequencies: Frequencies 
     share; from about 25x on, one bit for every entry of every id no longer fits and everything is shared.
 
     Where the frequencies of all ids are known and unequal, as those of words and clicks, from 8x on the frequent ids get 4-bit rows
-    in levels: up to 16x rows of full width for half of the bytes and shared ones for the rest; beyond, a level for every id, narrower
-    the rarer its ids are. Where an id has less than two bytes everything is shared, as without frequencies (docs/results.md).
+    in four levels that hold every id, narrower the rarer its ids are. Where an id has less than two bytes everything is shared, as
+    without frequencies (docs/results.md).
     """
     if (
         tables
@@ -190,8 +190,6 @@ def choose(ratio: float, tables: Shapes | None = None, frequencies: Frequencies 
         and are_unequal(frequencies)
     ):
         entries = sum(n * dim for n, dim in tables.values()) / sum(n for n, _ in tables.values())
-        if ratio <= WIDE_RATIO:
-            return Form(level_share=0.5, level_count=1, level_cover=0.45 * 32 / ratio / 4)
         if 32 * entries / ratio >= LEAST_ID_BITS:
             return Form(shared=False, level_share=1, level_cover=1, level_count=4)
     affordable = 0.8 * 32 / ratio
