@@ -16,7 +16,7 @@ from hfh_embed.spec import ExactSpec, Level, LevelIndex, LevelsSpec, TableSpec
 if TYPE_CHECKING:
     from hfh_embed.budget import Form
 
-__all__ = ["Frequencies", "are_unequal", "exact_ids", "level_ids", "with_exact", "with_levels"]
+__all__ = ["Frequencies", "are_unequal", "exact_ids", "level_ids", "most_frequent", "with_exact", "with_levels"]
 
 Frequencies = Mapping[str, npt.NDArray[np.number]]
 Ids = npt.NDArray[np.int64]
@@ -40,10 +40,7 @@ def are_unequal(frequencies: Frequencies) -> bool:
 
 def with_exact(tables: list[TableSpec], bits: int, budget: int, frequencies: Frequencies) -> list[TableSpec]:
     """Give the most frequent ids of all tables together exact rows for ``budget`` bytes, their index counted."""
-    costs = []
-    for table in tables:
-        arrays = table_arrays(table.replace(exact=ExactSpec(1, bits)))
-        costs.append(sum(array.nbytes for name, array in arrays.items() if name.startswith("exact.")))
+    costs = [_part_bytes(table.replace(exact=ExactSpec(1, bits)), "exact.") for table in tables]
     order, owner = _ranked(tables, frequencies)
     taken = order[np.cumsum(np.asarray(costs)[owner]) <= budget]
     per_table = np.bincount(owner[: len(taken)], minlength=len(tables))
@@ -124,7 +121,11 @@ def _is_sorted(counts: npt.NDArray[np.float64], ends: Ids) -> bool:
 
 
 def _index_bytes(table: TableSpec) -> int:
-    return sum(array.nbytes for name, array in table_arrays(table).items() if name.startswith("levels."))
+    return _part_bytes(table, "levels.")
+
+
+def _part_bytes(table: TableSpec, prefix: str) -> int:
+    return sum(array.nbytes for name, array in table_arrays(table).items() if name.startswith(prefix))
 
 
 def _widths(tables: Sequence[TableSpec], form: Form, counts: Ids, budget: int) -> Ids | None:
@@ -195,11 +196,17 @@ def _counts(table: TableSpec, counts: npt.NDArray[np.number]) -> npt.NDArray[np.
     return weights
 
 
+def most_frequent(counts: npt.NDArray[np.number], count: int) -> Ids:
+    """The ids of the ``count`` largest counts, ascending; of equal counts, the first ids."""
+    order = np.argsort(-np.asarray(counts, dtype=np.float64), kind="stable")
+    return np.sort(order[:count]).astype(np.int64)
+
+
 def exact_ids(table: TableSpec, frequencies: npt.NDArray[np.number]) -> Ids:
     """The ids that get the table's exact rows, the most frequent ones, ascending: (count,) int64."""
     counts = _counts(table, frequencies)
     count = table.exact.count if table.exact is not None else 0
-    return np.sort(np.argsort(-counts, kind="stable")[:count]).astype(np.int64)
+    return most_frequent(counts, count)
 
 
 def level_ids(table: TableSpec, frequencies: npt.NDArray[np.number]) -> list[Ids]:

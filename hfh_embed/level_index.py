@@ -58,16 +58,12 @@ class LevelPlaces:
         block, within = np.divmod(safe, BLOCK_IDS)
         codes = self._codes(block)
         own = codes[np.arange(len(ids)), within]
-        level = own.astype(np.int64) - self._first_code
+        level = own.astype(np.int64) - self._levels.first_code(self._n)
         level[~known | (level >= len(self._levels.each))] = -1
         before = (codes == own[:, None]) & (np.arange(BLOCK_IDS) < within[:, None])
         place = self._counts[block, level] + before.sum(axis=1)
         inside = (level >= 0) & (place < np.diff(self.bounds)[level])
         return np.where(inside, level, -1), np.where(inside, place, 0)
-
-    @property
-    def _first_code(self) -> int:
-        return int(self._levels.count < self._n)
 
     def _codes(self, block: Ids) -> npt.NDArray[np.uint8]:
         """The codes of whole blocks, (B, BLOCK_IDS); those behind the last id are nobody's."""
@@ -85,10 +81,11 @@ class LevelPlaces:
         """How many ids of each level lie before a block, (blocks, levels); made at the first lookup, which reads all codes."""
         blocks = -(-self._n // BLOCK_IDS)
         counts = np.zeros((blocks + 1, len(self._levels.each)), dtype=np.int64)
+        first = self._levels.first_code(self._n)
         for start in range(0, blocks, 4096):
             codes = self._codes(np.arange(start, min(start + 4096, blocks)))
             for level in range(len(self._levels.each)):
-                counts[start + 1 : start + 1 + len(codes), level] = (codes == level + self._first_code).sum(axis=1)
+                counts[start + 1 : start + 1 + len(codes), level] = (codes == level + first).sum(axis=1)
         return counts.cumsum(axis=0)[:-1]
 
 
@@ -101,7 +98,7 @@ def index_arrays(table: TableSpec, members: Sequence[Ids]) -> dict[str, Array]:
             return {}
         case LevelIndex.IDS:
             return {"levels.ids": np.concatenate(members).astype(arrays["levels.ids"].dtype)}
-    first = int(levels.count < table.num_embeddings)
+    first = levels.first_code(table.num_embeddings)
     codes = np.zeros(table.num_embeddings, dtype=np.uint8)
     for number, ids in enumerate(members):
         codes[ids] = number + first
@@ -121,7 +118,7 @@ def problems(levels: LevelsSpec, num_embeddings: int, arrays: Mapping[str, Array
         if together.min() < 0 or together.max() >= num_embeddings:
             return "an id is outside the table"
     if levels.index is LevelIndex.CODES:
-        bits, first = levels.code_bits(num_embeddings), int(levels.count < num_embeddings)
+        bits, first = levels.code_bits(num_embeddings), levels.first_code(num_embeddings)
         found = np.zeros(1 << bits, dtype=np.int64)
         stored = arrays["levels.codes"]
         for start in range(0, len(stored), 2**20):

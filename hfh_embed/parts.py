@@ -284,9 +284,13 @@ class LevelsSpec:
         """Ids in all levels."""
         return sum(level.count for level in self.each)
 
+    def first_code(self, num_embeddings: int) -> int:
+        """The code of the first level: 1 where 0 stands for ids without a level."""
+        return int(self.count < num_embeddings)
+
     def code_bits(self, num_embeddings: int) -> int:
         """Bits of a code that names an id's level: 1, 2 or 4. Where every id of the table has a level none stands for no level."""
-        codes = len(self.each) + (self.count < num_embeddings)
+        codes = self.first_code(num_embeddings) + len(self.each)
         return next(bits for bits in (1, 2, 4) if codes <= 1 << bits)
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from hfh_embed.codec.codebooks import LARGE, beam_for
+from hfh_embed.codec.codebooks import beam_for, is_large
 from hfh_embed.codec.coded import Effort, Form, Progress, Sample, fit_coded, nbytes, plan_coded, staircase
 from hfh_embed.codec.forms import Fit, fit_rows, rows_specs
 from hfh_embed.codec.stored import encode_values
@@ -66,8 +66,11 @@ def effort_for(table: TableSpec, threads: int) -> Effort:
 def search_work(table: TableSpec) -> float:
     """About how long a row's codes take to find, in steps of one entry and state of a trellis (0.035 ns where this was measured)."""
     stages = len(table.coded.chunks) if table.coded is not None else 0
-    beam = beam_for(table.num_embeddings * table.embedding_dim)
-    return 37_000 + stages * (5_700 + 2_600 * beam) + (ring_work(table.trellis) if table.trellis is not None else 0)
+    return (
+        37_000
+        + stages * (5_700 + 2_600 * beam_for(table))
+        + (ring_work(table.trellis) if table.trellis is not None else 0)
+    )
 
 
 def choose(
@@ -123,7 +126,7 @@ def choose(
         except InputError:  # exact rows have no place in this form
             return False
         score = np.log(max(choice.relative_error, 1e-9)) - np.log(max(choice.recall_at_10, 1e-3))
-        if table.num_embeddings * table.embedding_dim >= LARGE:
+        if is_large(table):
             score += DOUBLING * np.log2(search_work(fit.table))
         if best is not None and score >= best[0]:
             return False

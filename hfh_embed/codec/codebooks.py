@@ -17,8 +17,19 @@ from hfh_embed.errors import MissingDependencyError
 from hfh_embed.kernels import native_chosen
 from hfh_embed.layout import Array
 from hfh_embed.packing import levels_from_codes, pack, round_to_codes
+from hfh_embed.spec import TableSpec
 
-__all__ = ["STAGE_BITS", "STAGE_CODES", "Search", "Stages", "Staircase", "beam_for", "faiss_module", "kmeans_1d"]
+__all__ = [
+    "STAGE_BITS",
+    "STAGE_CODES",
+    "Search",
+    "Stages",
+    "Staircase",
+    "beam_for",
+    "faiss_module",
+    "is_large",
+    "kmeans_1d",
+]
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -80,9 +91,14 @@ def kmeans_1d(points: F64, weights: F64, count: int) -> F64:
     return centres
 
 
-def beam_for(entries: int) -> int:
-    """How many partial codes the search keeps for a table of this many entries."""
-    return BEAM if entries < LARGE else BEAM // 2
+def is_large(table: TableSpec) -> bool:
+    """Whether the time that a table's codes take to find is to be weighed."""
+    return table.num_embeddings * table.embedding_dim >= LARGE
+
+
+def beam_for(table: TableSpec) -> int:
+    """How many partial codes the search for a table's codes keeps."""
+    return BEAM // 2 if is_large(table) else BEAM
 
 
 class Search:
@@ -223,8 +239,10 @@ class Stages:
         }
         return Stages(books, unit, arrays)
 
-    def search(self, beam: int, threads: int) -> Search:
-        """The search for the codes of rows along the axes."""
+    def search(self, beam: int, threads: int) -> Search | None:
+        """The search for the codes of rows along the axes; None without stages."""
+        if not self.books:
+            return None
         return Search([(book * self.unit).astype(np.float32) for book in self.books], beam, threads)
 
     def encode(self, along: F32, search: Search | None) -> tuple[npt.NDArray[np.uint8], F32, F32]:

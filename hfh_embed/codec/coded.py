@@ -88,7 +88,7 @@ def nbytes(table: TableSpec) -> int:
 def staircase(table: TableSpec, sample: Sample, effort: Effort, seed: int) -> Staircase:
     """The stages of a sample, for plans of this table and effort."""
     rows, weights = sample.rows[: effort.stage_rows], sample.weights[: effort.stage_rows]
-    return Staircase(rows, weights, seed, beam_for(table.num_embeddings * table.embedding_dim), effort.threads)
+    return Staircase(rows, weights, seed, beam_for(table), effort.threads)
 
 
 def plan_coded(
@@ -187,9 +187,7 @@ class CodedFit:
 
     @functools.cached_property
     def _search(self) -> Search | None:
-        if not self.stages.books:
-            return None
-        return self.stages.search(beam_for(self.table.num_embeddings * self.table.embedding_dim), self.threads)
+        return self.stages.search(beam_for(self.table), self.threads)
 
     def shape(self, rows: F32) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint16], F32]:
         """Stage codes, states and latent rows (n, R) of rows (n, D), before their factor."""
@@ -270,10 +268,7 @@ def fit_coded(plan: CodedPlan, sample: Sample, effort: Effort, seed: int, tell: 
     books = [(book @ project).astype(np.float32) for book in plan.centroids]
     bits = table.coded.codebook_bits if table.coded is not None else 8
     stages = Stages.store(books, plan.members, unit, bits)
-    search = None
-    if stages.books:
-        search = stages.search(beam_for(table.num_embeddings * table.embedding_dim), effort.threads)
-    _, rest, _ = stages.encode(along, search)
+    _, rest, _ = stages.encode(along, stages.search(beam_for(table), effort.threads))
     few = slice(0, effort.rows)
     fitted = fit_books(
         (rest[few, : trellis.entries] / deviation).astype(np.float32),

@@ -18,6 +18,7 @@ from hfh_embed.codec.partial import Partial
 from hfh_embed.codec.survey import Runner, chunks_of, in_turn, survey
 from hfh_embed.dense import DenseRows, Float32Rows
 from hfh_embed.errors import InputError, RatioError
+from hfh_embed.frequent import most_frequent
 from hfh_embed.layout import Array, SnapshotSpec
 from hfh_embed.snapshot import Snapshot
 from hfh_embed.spec import PrivateSpec, TableSpec, Unknown
@@ -161,7 +162,7 @@ class _Work:
     def _encoded(self, fit: Fit) -> tuple[dict[str, Array], Errors]:
         exact = np.empty(0, dtype=np.int64)
         if fit.table.exact is not None and self.frequencies is not None:
-            exact = _most_frequent(self.frequencies, fit.table.exact.count)
+            exact = most_frequent(self.frequencies, fit.table.exact.count)
         shared, own = fit.shared_arrays(), own_arrays(fit)
         chunks = len(chunks_of(self.table.num_embeddings))
         store: Store = InMemory(own)
@@ -248,10 +249,6 @@ def _sampled(
     own = weights[picked] if weights is not None else np.ones(len(picked))
     order = generator.permutation(len(picked))
     return picked[order], Sample(np.ascontiguousarray(sample[order]), own[order], zeros > 0)
-
-
-def _most_frequent(frequencies: npt.NDArray[np.number], count: int) -> Ids:
-    return np.sort(np.argsort(-np.asarray(frequencies, dtype=np.float64), kind="stable")[:count]).astype(np.int64)
 
 
 def cores() -> int:

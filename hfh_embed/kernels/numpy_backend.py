@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -269,14 +270,8 @@ def level_maps(data: TableData) -> list[F32 | None]:
     levels, latent = data.table.levels, data.table.latent_dim
     maps: list[F32 | None] = []
     for number, level in enumerate(levels.each if levels is not None else ()):
-        if level.dim == latent:
-            maps.append(None)
-            continue
-        name = f"level{number}.map"
-        values = _values(data.arrays[f"{name}.values"], level.map_bits, latent)
-        if level.map_bits <= 8:
-            values = values * data.arrays[f"{name}.scale"].astype(np.float32)[:, None]
-        maps.append(np.ascontiguousarray(values))
+        whole = level.dim == latent
+        maps.append(None if whole else _matrix(data.arrays, f"level{number}.map", level.map_bits, latent))
     return maps
 
 
@@ -288,8 +283,15 @@ def map_matrix(data: TableData) -> F32 | None:
     if table.map.bands:
         banded: F32 = map_of_bands(arrays["map.values"], table.map, table.embedding_dim)
         return np.ascontiguousarray(banded * arrays["map.scale"][:, None])
-    values = _values(arrays["map.values"], table.map.bits, table.embedding_dim)
-    return np.ascontiguousarray(values * arrays["map.scale"][:, None] if table.map.bits <= 8 else values)
+    return _matrix(arrays, "map", table.map.bits, table.embedding_dim)
+
+
+def _matrix(arrays: Mapping[str, Array], name: str, bits: int, columns: int) -> F32:
+    """A stored map as (rows, columns) float32."""
+    values = _values(arrays[f"{name}.values"], bits, columns)
+    if bits <= 8:
+        values = values * arrays[f"{name}.scale"].astype(np.float32)[:, None]
+    return np.ascontiguousarray(values)
 
 
 def _values(stored: Array, bits: int, count: int) -> F32:

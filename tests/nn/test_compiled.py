@@ -1,9 +1,11 @@
 """The compiled path in training: the rows of the saved snapshot, and the gradients of plain torch."""
 
 import copy
+import io
 import os
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,6 +43,14 @@ def _model(form: str, seed: int = 1, dims: tuple[int, ...] = (40, 130, 64)) -> n
 
 def _pool(model: nn.ModuleList) -> hnn.Pool:
     return model[0].table.pool
+
+
+def through_a_file(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Both states, as a checkpoint gives them back."""
+    file = io.BytesIO()
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
 
 
 def _loss(model: nn.ModuleList, seed: int = 0) -> torch.Tensor:

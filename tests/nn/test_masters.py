@@ -1,6 +1,5 @@
 """Pools whose values are held as bfloat16 in training: half the memory, and steps that are right on average."""
 
-import io
 from collections.abc import Iterable
 
 import pytest
@@ -12,7 +11,7 @@ from hfh_embed.errors import SpecError
 from hfh_embed.kernels import backends
 from hfh_embed.nn.io import snapshot_of
 from hfh_embed.nn.rounding import noisily_rounded
-from tests.nn.test_compiled import FORMS, IDS, LINES, N
+from tests.nn.test_compiled import FORMS, IDS, LINES, N, through_a_file
 
 pytestmark = pytest.mark.skipif("native" not in backends(), reason="the compiled kernels are not installed")
 
@@ -79,10 +78,7 @@ def test_the_same_bits_for_any_number_of_threads_and_after_a_checkpoint(form: st
             optimizer = MAKES[make](model)
             _train(model, optimizer, range(3))
             if resumed:
-                file = io.BytesIO()
-                torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, file)
-                file.seek(0)
-                saved = torch.load(file, weights_only=True)
+                saved = through_a_file(model, optimizer)
                 model = _model(form, seed=9)
                 optimizer = MAKES[make](model)
                 model.load_state_dict(saved["model"])

@@ -2,7 +2,6 @@
 
 import copy
 import gc
-import io
 
 import pytest
 import torch
@@ -13,7 +12,7 @@ from hfh_embed.errors import SpecError
 from hfh_embed.kernels import backends
 from hfh_embed.nn.io import snapshot_of
 from hfh_embed.spec import LINE_BITS
-from tests.nn.test_compiled import IDS, LINES, _loss, _model, _pool
+from tests.nn.test_compiled import IDS, LINES, _loss, _model, _pool, through_a_file
 
 pytestmark = pytest.mark.skipif("native" not in backends(), reason="the compiled kernels are not installed")
 
@@ -130,10 +129,7 @@ def test_a_checkpoint_goes_on_with_the_same_bits(form: str, make: str) -> None:
     optimizer = MAKES[make](model)
     for seed in range(4):
         _step(model, optimizer, seed)
-    file = io.BytesIO()
-    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, file)
-    file.seek(0)
-    saved = torch.load(file, weights_only=True)
+    saved = through_a_file(model, optimizer)
     again = _model(form, seed=5)
     other = MAKES[make](again)
     _step(again, other, 9)  # one that was in use before must forget what it was

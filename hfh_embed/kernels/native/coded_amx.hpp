@@ -72,6 +72,12 @@ class TileMap {
     }
   }
 
+  // As product, of latent rows themselves, for which parts has a workspace.
+  void multiply(const float* z, int64_t rows, uint16_t* parts, float* out) const {
+    for (int64_t r = 0; r < rows; ++r) store(z + r * latent_, r, parts);
+    product(parts, rows, out);
+  }
+
   // out (rows, dim) = bias + z @ map for at most kBlock rows of parts; with `more`, which takes whole tiles, out + z @ map.
   void product(const uint16_t* z, int64_t rows, float* out, bool more = false) const {
     TileConfig config;

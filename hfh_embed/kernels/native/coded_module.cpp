@@ -224,10 +224,7 @@ class CodedPart {
   // out (count, dim) = latent rows times the map, plus the bias.
   void mapped(const float* z, int64_t count, uint16_t* parts, float* out) const {
 #ifdef HFH_AMX
-    if (tiles_) {
-      for (int64_t j = 0; j < count; ++j) tiles_->store(z + j * latent_, j, parts);
-      return tiles_->product(parts, count, out);
-    }
+    if (tiles_) return tiles_->multiply(z, count, parts, out);
 #endif
     (void)parts;
     HFH_DISPATCH(hfh::simd(), product(z, latent_, count, map_.data(), latent_, dim_, bias_.empty() ? nullptr : bias_.data(), out));

@@ -95,10 +95,7 @@ class StageSearch {
   // base (rows, count_): half the squared length of each centroid less its product with a row.
   void multiply(const float* x, int64_t rows, uint16_t* parts, float* base) const {
 #ifdef HFH_AMX
-    if (tiles_) {
-      for (int64_t j = 0; j < rows; ++j) tiles_->store(x + j * width_, j, parts);
-      return tiles_->product(parts, rows, base);
-    }
+    if (tiles_) return tiles_->multiply(x, rows, parts, base);
 #endif
     (void)parts;
     HFH_DISPATCH(hfh::simd(), product(x, width_, rows, turned_.data(), width_, count_, half_.data(), base));
