@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 
 import hfh_embed
 from service import logs, tracing
+from service.allocator import give_back_large_buffers
 from service.configuration import WORKER_VARIABLE
 from service.errors import ApiError, error_body_for
 from service.fast_lane import Lane
@@ -62,6 +63,7 @@ def from_environment() -> Guard:
     """The application of a worker process, with the settings that its parent left in the environment."""
     settings = Settings.model_validate_json(os.environ[WORKER_VARIABLE])
     logs.configure(settings.log_level, settings.access_log)
+    give_back_large_buffers()
     return create_app(State.load(settings, first=False))
 
 

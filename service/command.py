@@ -119,12 +119,14 @@ def _serve(settings: Settings) -> None:
     from uvicorn.supervisors import Multiprocess
 
     from service import logs
+    from service.allocator import give_back_large_buffers
     from service.app import create_app
     from service.configuration import WORKER_VARIABLE
     from service.fast_lane import Protocol
     from service.state import State
 
     logs.configure(settings.log_level, settings.access_log)
+    give_back_large_buffers()
     state = State.load(settings)  # also with several workers: a file that cannot be served is reported once, here
     listener = _listen(settings)
     host, port = listener.getsockname()[:2]

@@ -298,7 +298,12 @@ def test_ctrl_c_leaves_no_half_written_file(tmp_path) -> None:
     (tmp_path / "out").mkdir()
     command = ["compress", str(tmp_path / "t.npy"), "-o", str(tmp_path / "out" / "t.hfh"), "--ratio", "8"]
     with subprocess.Popen(
-        [sys.executable, "-m", "hfh_embed.cli", *command], stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "hfh_embed.cli", *command],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # a job in the background inherits that it is ignored
     ) as process:
         deadline = time.monotonic() + 60  # it is at work once it has loaded faiss
         while "faiss" not in Path(f"/proc/{process.pid}/maps").read_text() and time.monotonic() < deadline:

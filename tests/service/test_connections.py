@@ -170,12 +170,11 @@ def test_a_client_that_never_reads_is_dropped_and_one_that_reads_slowly_is_not(s
             _works(url, snapshot_path)
             while _metric(url, "hfh_unread_bytes") < 1_000_000:
                 assert time.monotonic() - began < 20
-            while time.monotonic() - began < 4:
-                received += len(slow.recv(65536))
+            while time.monotonic() - began < 4:  # at most 1.6 MB a second, so that much is left when this ends
+                received += len(slow.recv(32_000))
                 time.sleep(0.02)
-            while received < size * 160:
+            while received <= size * 160:
                 received += len(slow.recv(1_000_000))
-            assert received > size * 160
             assert len(_rest(never)) < size * 160
         assert _metric(url, 'hfh_rejected_total{reason="unread_answer"}') == 1
         assert _metric(url, "hfh_unread_bytes") == 0
@@ -186,19 +185,19 @@ def test_what_many_clients_do_not_read_is_bounded(snapshot_path) -> None:
     with serving(str(snapshot_path), "--max-unread-bytes", str(most)) as (url, process), ExitStack() as stack:
         _works(url, snapshot_path)
         before = _resident(process.pid)
-        for _ in range(30):  # 288 MB of answers
+        for _ in range(60):  # 576 MB of answers
             connection = stack.enter_context(_connected(url, 4096))
             connection.sendall(_lookup(size))
             _works(url, snapshot_path)
-        dropped, deadline = 0.0, time.monotonic() + 5
-        while dropped < 27 and time.monotonic() < deadline:  # connections are looked at once a second
+        dropped, deadline = 0.0, time.monotonic() + 20
+        while dropped < 57 and time.monotonic() < deadline:  # connections are looked at once a second
             time.sleep(0.1)
             dropped = _metric(url, 'hfh_rejected_total{reason="unread_answers"}')
         grown, unread = _resident(process.pid) - before, _metric(url, "hfh_unread_bytes")
         print(f"unread {unread / 1e6:.1f} MB, resident memory grew by {grown / 1e6:.1f} MB")
         assert 0 < unread <= most
-        assert grown < most + 130_000_000, "what is computed now, and the allocator's leftovers"
-        assert dropped >= 27
+        assert grown < 60 * size * 160 / 2, "the allocator keeps something, but no part of each answer"
+        assert dropped >= 57
         _works(url, snapshot_path)
 
 
