@@ -216,6 +216,11 @@ class CodedPart:
     def rows(self, ids: npt.NDArray[np.int64], out: npt.NDArray[Any], num_threads: int = 1) -> int:
         """Write whole rows, float32 or float16; -1, or the position of the first refused id."""
 
+    def products(
+        self, first: int, hidden: npt.NDArray[np.float32], out: npt.NDArray[np.float32], num_threads: int
+    ) -> None:
+        """Write the products of hidden (B, D) with the rows of ids first, first + 1, ... into ``out`` (B, count)."""
+
     def add(
         self,
         ids: npt.NDArray[np.int64],

@@ -19,6 +19,8 @@ __all__ = ["NativeCodedKernel", "stage_search", "trellis_of"]
 Ids = npt.NDArray[np.int64]
 F32 = npt.NDArray[np.float32]
 NOTHING = np.empty(0, dtype=np.uint8)
+PRODUCT_ROWS = 4096
+"""Rows that are held together where products need them."""
 
 
 def trellis_of(trellis: TrellisSpec, values: Array, norms: F32 | None) -> Trellis:
@@ -80,6 +82,21 @@ class NativeCodedKernel(NumpyKernel):
 
     def rows(self, ids: Ids, out: npt.NDArray[Any], num_threads: int = 1) -> int:
         return super().rows(ids, out, num_threads) if self._alone is None else self._alone.rows(ids, out, num_threads)
+
+    def products(self, first: int, hidden: F32, out: F32, num_threads: int = 1) -> None:
+        """Write the products of hidden (B, D) with the rows of ids first, first + 1, ... into ``out`` (B, n); a padding id's is not 0."""
+        table, last = self._data.table, first + out.shape[1]
+        if self._part is None or any(part is not None for part in (table.shared, table.private, table.residual)):
+            for begin in range(first, last, PRODUCT_ROWS):
+                end = min(last, begin + PRODUCT_ROWS)
+                out[:, begin - first : end - first] = hidden @ self._rows(np.arange(begin, end)).T
+            return
+        self._part.products(first, hidden, out, num_threads)
+        if table.exact is not None:
+            exact = self._data.arrays["exact.ids"]
+            begin, end = np.searchsorted(exact, [first, last])
+            ids = exact[begin:end].astype(np.int64)
+            out[:, ids - first] = hidden @ self._rows(ids).T
 
     def _rows(self, ids: Ids) -> F32:
         if self._part is None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from hfh_embed.kernels import native_chosen
-from hfh_embed.layout import TableData
+from hfh_embed.nn.compiled_table import coded_kernel, whole_table
 from hfh_embed.nn.table import Rows
 from hfh_embed.nn.tape import Tape
 from hfh_embed.spec import Reconstruction
@@ -33,8 +32,6 @@ LEAST_TOKENS = 16
 MOST_FEW, FEW_LOGITS = 8, 2**16
 """Tokens that are few, and their logits that are held together."""
 TILE_FLOATS, MOST_ROWS = 2**17, 4096
-_stored: WeakKeyDictionary[Rows, tuple[Any, Any]] = WeakKeyDictionary()
-"""Tables of several parts as the kernels read them, and what they were made of."""
 WHOLE = 256
 """Whole numbers up to this are exact in the kernels' eight bits."""
 
@@ -156,28 +153,13 @@ def few_logits(tiled: Tiled, hidden: Tensor) -> Iterator[tuple[int, Tensor]] | N
 def _products(table: Rows) -> Callable[..., None] | None:
     """The kernels' products of hidden states with the rows that a table has now; None where the kernels have not all of its parts."""
     spec, pool = table.spec, table.pool
-    if spec.coded is not None or spec.trellis is not None or (spec.map is not None and spec.map.bands):
+    if spec.coded is not None or spec.trellis is not None:
+        return None if (kernel := coded_kernel(table)) is None else kernel.products
+    if spec.map is not None and spec.map.bands:
         return None
     if _is_plain(table) and spec.shared is not None and pool is not None and (compiled := pool.compiled_path()):
         return compiled.table(spec.shared, float(pool.multiplier(table.scale)))[0].products
-    seen = tuple((id(value), value._version, value.data_ptr()) for value in (*table.parameters(), *table.buffers()))
-    if _stored.get(table, (None,))[0] != seen:
-        from hfh_embed.kernels.native_backend import native_table
-
-        _stored[table] = seen, native_table(_data(table))
-    return _stored[table][1].products
-
-
-def _data(table: Rows) -> TableData:
-    """The arrays of a table, as a snapshot would hold them."""
-    spec, pool = table.spec, table.pool
-    arrays = table.arrays()
-    if pool is not None and spec.shared is not None:
-        arrays |= {f"pool.{name}": array for name, array in pool.arrays().items()}
-    if pool is not None and spec.residual is not None:
-        network = pool.residual(spec.residual.group)
-        arrays |= {f"residual.{name}": value.detach().float().numpy() for name, value in network.named_parameters()}
-    return TableData(spec, pool.spec if pool is not None and spec.shared is not None else None, arrays)
+    return whole_table(table).products
 
 
 def _is_plain(table: Rows) -> bool:

@@ -12,6 +12,7 @@ from hfh_embed.errors import SpecError, UnknownIdError
 from hfh_embed.frequent import exact_ids, level_ids
 from hfh_embed.layout import Array, TableData
 from hfh_embed.nn.coded import Coded
+from hfh_embed.nn.compiled_table import coded_rows
 from hfh_embed.nn.levels import Levels
 from hfh_embed.nn.pool import Pool, part_std
 from hfh_embed.nn.rounding import Scaling, StoredValues, loaded_values, rounded_rms
@@ -115,6 +116,8 @@ class Rows(nn.Module):
     def rows(self, ids: Tensor) -> Tensor:
         """The rows of ids (B,), each inside the table: (B, D)."""
         spec, pool = self.spec, self.pool
+        if (self.coded is not None or self.trellis is not None) and (known := coded_rows(self, ids)) is not None:
+            return known
         e = self._latent(ids) if self.levels is None else self.levels(ids, self._latent if _has_others(spec) else None)
         if spec.map is not None:
             e = e @ self.map()

@@ -114,11 +114,3 @@ def test_logits_of_few_tokens_are_those_of_many(name: str, tokens: int, monkeypa
         for parameter in head.parameters():
             parameter.copy_(torch.randn_like(parameter) * 0.1)
     torch.testing.assert_close(found(), head(hidden).detach(), rtol=1e-4, atol=1e-4)
-
-
-def test_codes_go_the_long_way() -> None:
-    words = hnn.HFHEmbedding.from_pretrained(torch.randn(600, 32), ratio=8)
-    head = hnn.VocabularyHead(600, 32, tie=words)
-    hidden = torch.randn(2, 32)
-    assert compiled_head.few_logits(head._tiled(hidden), hidden) is None
-    torch.testing.assert_close(head.topk(hidden, 5)[0], head(hidden).topk(5).values, rtol=1e-4, atol=1e-4)

@@ -95,10 +95,58 @@ class CodedPart {
     });
   }
 
+  // As Table::products. Hidden states are taken to latent entries once, so that no row has to be mapped.
+  void products(int64_t first, Rows<float> hidden, Out<float> out, int num_threads) const {
+    const int64_t tokens = hidden.shape(0), count = out.shape(1);
+    require(static_cast<int64_t>(hidden.shape(1)) == dim_ && static_cast<int64_t>(out.shape(0)) == tokens, "out or hidden has the wrong shape");
+    require(aligned(hidden) && aligned(out), "arrays must be aligned");
+    require(first >= 0 && first <= ids_ && count <= ids_ - first, "ids are outside the table");
+    const std::vector<float> states = latent_states(hidden.data(), tokens), starts = bias_products(hidden.data(), tokens);
+    float* const to = out.data();
+    const nb::gil_scoped_release release;
+    hfh::parallel(count, hfh::threads_for(count, num_threads), [&](int64_t, int64_t begin, int64_t end) {
+      Workspace work(*this, false, false);
+      int64_t ids[kBlockRows];
+      for (int64_t r = begin; r < end; r += kBlockRows) {
+        const int64_t some = std::min(kBlockRows, end - r);
+        for (int64_t j = 0; j < some; ++j) ids[j] = first + r + j;
+        std::fill(work.z.begin(), work.z.end(), 0.0f);
+        codes(ids, some, work.ring.data(), work.z.data());
+        kernels().products(work.z.data(), some, latent_, states.data(), tokens, to + r, count);
+        for (int64_t t = 0; t < tokens; ++t) {
+          for (int64_t j = 0; j < some; ++j) to[t * count + r + j] += starts[t];
+        }
+      }
+    });
+  }
+
  private:
   struct Chunk {
     int64_t start, size, bits, first_value, first_bit;
   };
+
+  // hidden (tokens, dim) times the map the other way: (tokens, latent).
+  std::vector<float> latent_states(const float* hidden, int64_t tokens) const {
+    std::vector<float> states(tokens * latent_);
+    for (int64_t t = 0; t < tokens; ++t) {
+      for (int64_t k = 0; k < latent_; ++k) {
+        double sum = 0;
+        for (int64_t d = 0; d < dim_; ++d) sum += static_cast<double>(map_[k * dim_ + d]) * hidden[t * dim_ + d];
+        states[t * latent_ + k] = static_cast<float>(sum);
+      }
+    }
+    return states;
+  }
+
+  std::vector<float> bias_products(const float* hidden, int64_t tokens) const {
+    std::vector<float> sums(tokens, 0.0f);
+    for (int64_t t = 0; t < tokens && !bias_.empty(); ++t) {
+      double sum = 0;
+      for (int64_t d = 0; d < dim_; ++d) sum += static_cast<double>(bias_[d]) * hidden[t * dim_ + d];
+      sums[t] = static_cast<float>(sum);
+    }
+    return sums;
+  }
 
   // A chunk's code among an id's, byte by byte: nothing is read past the row.
   static uint32_t code_of(const uint8_t* own, const Chunk& chunk) {
@@ -282,6 +330,7 @@ void bind_coded(nb::module_& m) {
            "chunk_codes"_a.noconvert(), "map"_a.noconvert(), "bias"_a.noconvert(), "padding_id"_a, "refuse_unknown"_a)
       .def("lookup", &CodedPart::lookup, "ids"_a.none(), "dtype"_a.none(), "num_threads"_a = 1)
       .def("rows", &CodedPart::rows, "ids"_a.noconvert(), "out"_a, "num_threads"_a = 1)
+      .def("products", &CodedPart::products, "first"_a, "hidden"_a.noconvert(), "out"_a.noconvert(), "num_threads"_a)
       .def("add", &CodedPart::add, "ids"_a.noconvert(), "z"_a.noconvert(), "out"_a.noconvert(), "num_threads"_a = 1);
 }
 
