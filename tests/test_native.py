@@ -24,7 +24,19 @@ pytestmark = pytest.mark.skipif("native" not in backends(), reason="the compiled
 SIMD = ("portable", "avx2", "avx512")
 SANITIZED = "HFH_SANITIZED" in os.environ  # everything is some ten times slower, and runs once for each instruction set
 LINES = ["line-dim-1", "line-dim-64", "line-dim-130", "words-1", "words-16", "words-8", "padding-zero"]
-EVERY_STAGE = ["private", "private-row-scale", "exact", "map-4-bias", "beside", "residual", "mlp", "weigh", "free-16"]
+LINES += ["line-16-words", "line-16-words-dim-27", "line-16-words-unsigned"]
+EVERY_STAGE = [
+    "private",
+    "private-row-scale",
+    "exact",
+    "map-4-bias",
+    "map-16-words",
+    "beside",
+    "residual",
+    "mlp",
+    "weigh",
+]
+EVERY_STAGE += ["free-16"]
 ROWS = """
 import hashlib, json, sys
 import numpy as np

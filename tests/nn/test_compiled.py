@@ -28,8 +28,13 @@ FORMS = {
     for bits in (1, 2, 4, 8, 16, 32)
     for locality, (hashes, size) in SIZES.items()
 }
-FORMS |= {"eight-words": Form(), "four-words": Form(num_hashes=4, chunk_size=128), "private": Form(private_bits=2)}
-LINES = ("eight-words", "four-words")
+FORMS |= {
+    "eight-words": Form(),
+    "four-words": Form(num_hashes=4, chunk_size=128),
+    "sixteen-words": Form(num_hashes=16, chunk_size=32),
+    "private": Form(private_bits=2),
+}
+LINES = ("eight-words", "four-words", "sixteen-words")
 IDS = torch.tensor([[0, 3, N - 1], [17, 17, 123]])
 
 

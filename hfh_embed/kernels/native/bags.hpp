@@ -1,7 +1,7 @@
 // Bags: one row for each bag of ids.
 //
 // Version 1, block_bags: rows of a block, then added: 20 ns a row of 64. Version 2, line_bags, for plain rows of one 64-slot word
-// a hash function: what is added is in how many words each entry's bit is set, a byte an entry, and becomes floats once a bag:
+// a hash function (or one of 32): what is added is in how many words each entry's bit is set, a byte an entry, and becomes floats once a bag:
 // 8 ns in bags of five (10 for means, 11.5 weighted). The sum is exact before its one product, so nothing is lost by it. Version
 // 3, here: bags of one id are rows; counts become floats where the bag is wanted; a weight is multiplied into the nine values that
 // an entry can have, not into the entries.
@@ -70,18 +70,26 @@ inline void add_counts(const uint64_t* plane, int64_t rows, uint8_t* counts) {
 #endif
 }
 
-// sum[j] += weight * entry j of one row of 64, whose product is rounded first.
+// sum[j] += weight * entry j of one row of 64, or of 32 that are counted in two places; the product is rounded first.
 inline void add_weighed(const uint64_t* plane, float weight, const Palette& palette, float* sum) {
 #if defined(__AVX512BW__)
-  const __m512 values = _mm512_mul_ps(_mm512_load_ps(palette.wide), _mm512_set1_ps(weight));
-  look_up(plane, kGroup, values, [&](int s, __m512 row) { store(sum + 16 * s, load(sum + 16 * s) + (Vec)row); });
+  const __m512 by = _mm512_set1_ps(weight), values = _mm512_mul_ps(_mm512_load_ps(palette.wide), by);
+  const auto add = [&](int s, __m512 row) { store(sum + 16 * s, load(sum + 16 * s) + (Vec)row); };
+  if (palette.folded()) {
+    look_up_folded(plane, kGroup, values, _mm512_mul_ps(_mm512_load_ps(palette.wide + 16), by), add);
+  } else {
+    look_up(plane, kGroup, values, add);
+  }
 #else
+  const int64_t entries = palette.folded() ? 32 : 64;
   alignas(64) float row[64];
-  widen(plane, kGroup, 64, palette, row);
-  for (int64_t j = 0; j < 64; ++j) sum[j] += row[j] * weight;
+  widen(plane, kGroup, entries, palette, row);
+  for (int64_t j = 0; j < entries; ++j) sum[j] += row[j] * weight;
 #endif
 }
 
+// Bags of rows of one line of words of kEntries slots, 64 or 32.
+template <int kEntries>
 inline void line_bags(const Table& t, const int64_t* ids, const int64_t* bounds, int64_t count, const float* weights, Mode mode,
                       void* out, bool half) {
   constexpr int64_t kMostCounted = 31 - kGroup;  // rows whose counts, at most 8 each, fit a byte with another group's
@@ -97,22 +105,28 @@ inline void line_bags(const Table& t, const int64_t* ids, const int64_t* bounds,
     totalled += counted;
     counted = 0;
   };
+  const auto worth = [&](const auto* count, int32_t none, float share, float* row) {
+    for (int j = 0; j < kEntries; ++j) {
+      const int32_t set = kEntries == 64 ? count[j] : count[j] + count[64 - kEntries + j];
+      row[j] = (static_cast<float>(2 * set - none) * t.scale + 0.0f) * share;
+    }
+  };
   const auto finish = [&] {
-    const bool direct = !half && dim == 64;
-    float* row = direct ? static_cast<float*>(out) + bag * 64 : sum;
+    const bool direct = !half && dim == kEntries;
+    float* row = direct ? static_cast<float*>(out) + bag * kEntries : sum;
     if (!weights) {
       const float share = mode == Mode::kMean && members > 1 ? 1.0f / static_cast<float>(members) : 1.0f;
-      const int32_t none = static_cast<int32_t>(8 * (counted + totalled));
+      const int32_t none = static_cast<int32_t>(t.shared.num_hashes * (counted + totalled));
       if (totalled) {
         settle();
-        for (int64_t j = 0; j < 64; ++j) row[j] = (static_cast<float>(2 * totals[j] - none) * t.scale + 0.0f) * share;
+        worth(totals, none, share, row);
         std::memset(totals, 0, sizeof totals);
       } else {
-        for (int64_t j = 0; j < 64; ++j) row[j] = (static_cast<float>(2 * counts[j] - none) * t.scale + 0.0f) * share;
+        worth(counts, none, share, row);
         std::memset(counts, 0, sizeof counts);
       }
     } else if (direct) {
-      std::memcpy(row, sum, sizeof sum);
+      std::memcpy(row, sum, kEntries * sizeof(float));
     }
     if (!direct) write_row(sum, dim, half, out, bag);
     if (weights) std::memset(sum, 0, sizeof sum);
@@ -158,8 +172,9 @@ inline void bags(const Table& t, const int64_t* ids, const int64_t* bounds, int6
   if (!weights && all_single(bounds, count)) {  // their rows, for any mode
     return rows(t, ids + bounds[0], count, out, half ? Out::kHalf : Out::kFloat, scratch);
   }
-  if (t.is_plain() && t.shared.is_line_form() && t.shared.num_hashes == 8 && t.shared.dim <= 64 && mode != Mode::kMax) {
-    return line_bags(t, ids, bounds, count, weights, mode, out, half);
+  if (t.is_plain() && t.shared.is_line_form() && t.shared.chunk_size <= 64 && t.shared.num_chunks() == 1 && mode != Mode::kMax) {
+    if (t.shared.chunk_size == 64) return line_bags<64>(t, ids, bounds, count, weights, mode, out, half);
+    return line_bags<32>(t, ids, bounds, count, weights, mode, out, half);
   }
   block_bags(t, ids, bounds, count, weights, mode, out, half, scratch);
 }

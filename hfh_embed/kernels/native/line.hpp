@@ -6,7 +6,8 @@
 // Version 3, here: eight rows at a time. Their hashes are vectors, a line is one register whose words rotate together, a
 // transposition makes the carry-save adders work on eight rows at once, and the nine possible values of an entry lie in one
 // register that the counts permute, which is also the float16 form: 8 to 10 ns (AVX2, four rows at a time: 16 to
-// 20; portable, row by row: 125).
+// 20; portable, row by row: 125). Sixteen words of 32 slots go through the same adders in pairs, as eight of 64, and the two counts
+// that an entry then has are added byte by byte.
 #pragma once
 
 #include "hashing.hpp"
@@ -22,7 +23,8 @@ class LineStream {
  public:
   LineStream(const Shared& shared, const uint8_t* pool, float scale, const int64_t* ids, int64_t count)
       : shared_(shared), pool_(pool), ids_(ids), palette_(shared.num_hashes, scale), chunks_(shared.num_chunks()),
-        total_(count * chunks_), lines_(static_cast<uint32_t>(shared.slots / kLineBits)), sign_mask_(shared.signs ? 0x80 : 0) {
+        draws_(shared.num_hashes == 16 ? 3 : 2), total_(count * chunks_), lines_(static_cast<uint32_t>(shared.slots / kLineBits)),
+        sign_mask_(shared.signs ? 0x80 : 0) {
     for (int g = 0; g < kAhead; ++g) look_ahead();
   }
 
@@ -35,7 +37,7 @@ class LineStream {
   // Write the next rows, ``stride`` apart. All takes but the last take a multiple of kGroup rows.
   template <bool kStreamed = false, class Entry>
   void take(int64_t rows, Entry* out, int64_t stride) {
-    const int64_t size = shared_.chunk_size, parts = size / 64;
+    const int64_t size = shared_.chunk_size, parts = most(1, size / 64);
     int64_t chunk = 0;
     for (int64_t left = rows * chunks_; left > 0; left -= kGroup) {
       alignas(64) uint64_t planes[2][4][kGroup];
@@ -55,7 +57,7 @@ class LineStream {
   static constexpr int kAhead = 3, kRing = 4;
   struct Group {
     const uint8_t* line[kGroup];
-    uint64_t fields[kGroup];
+    uint64_t fields[2][kGroup];  // the second for words from the ninth on
   };
 
   // Hash the next group, and ask the memory for its lines. Behind the last unit anything valid is repeated.
@@ -71,20 +73,23 @@ class LineStream {
     uint64_t first[kGroup];
     for (int j = 0; j < kGroup; ++j, ++next_) {
       id[j] = ids_[next_ < total_ ? next_id_ : 0];
-      first[j] = 2 * static_cast<uint64_t>(next_chunk_);
+      first[j] = static_cast<uint64_t>(draws_ * next_chunk_);
       if (++next_chunk_ == chunks_) next_chunk_ = 0, ++next_id_;
     }
     hash(id, [&](int j) { return first[j]; }, group);
   }
 
-  // Draws first(j) and first(j) + 1 of each id: its line, and its fields.
+  // Draws first(j) and on of each id: its line, and its fields.
   template <class First>
   void hash(const int64_t* ids, const First& first, Group& group) {
-    uint64_t line[kGroup];
+    uint64_t line[kGroup], state[kGroup];
     for (int j = 0; j < kGroup; ++j) {
-      const uint64_t state = id_state(shared_.key, ids[j]);
-      line[j] = static_cast<uint64_t>(static_cast<uint32_t>(draw(state, first(j)) >> 32)) * lines_ >> 32;
-      group.fields[j] = draw(state, first(j) + 1);
+      state[j] = id_state(shared_.key, ids[j]);
+      line[j] = static_cast<uint64_t>(static_cast<uint32_t>(draw(state[j], first(j)) >> 32)) * lines_ >> 32;
+      group.fields[0][j] = draw(state[j], first(j) + 1);
+    }
+    if (draws_ == 3) {
+      for (int j = 0; j < kGroup; ++j) group.fields[1][j] = draw(state[j], first(j) + 2);
     }
     for (int j = 0; j < kGroup; ++j) {
       group.line[j] = pool_ + 64 * line[j];
@@ -94,17 +99,18 @@ class LineStream {
 
   // The planes of a group.
   void sum(const Group& group, uint64_t (&planes)[2][4][kGroup]) const {
-    const bool eight = shared_.num_hashes == 8;
+    const int64_t words = shared_.num_hashes;
 #if defined(__AVX2__)
     for (int r = 0; r < kGroup; r += kWords) {
       Words v[8], counted[4];
       for (int i = 0; i < kWords; ++i) {
         for (int piece = 0; piece < 8 / kWords; ++piece) {
-          v[piece * kWords + i] = eight ? turned8(group, r + i, piece) : turned4(group, r + i, piece);
+          Words& turned = v[piece * kWords + i];
+          turned = words == 8 ? turned8(group, r + i, piece) : words == 4 ? turned4(group, r + i, piece) : turned16(group, r + i, piece);
         }
       }
       for (int piece = 0; piece < 8 / kWords; ++piece) transpose(v + piece * kWords);
-      if (eight) {
+      if (words != 4) {
         count_planes8(v, counted);
         for (int p = 0; p < 4; ++p) std::memcpy(&planes[0][p][r], &counted[p], sizeof(Words));
       } else {
@@ -117,7 +123,7 @@ class LineStream {
 #else
     for (int r = 0; r < kGroup; ++r) {
       uint64_t plane[2][4] = {};
-      planes_of(group.line[r], group.fields[r], sign_mask_, eight ? 8 : 4, plane);
+      planes_of(group.line[r], {group.fields[0][r], group.fields[1][r]}, sign_mask_, words, plane);
       for (int part = 0; part < 2; ++part) {
         for (int p = 0; p < 4; ++p) planes[part][p][r] = plane[part][p];
       }
@@ -131,7 +137,7 @@ class LineStream {
 
   // A line whose eight words are rotated and negated.
   Words turned8(const Group& group, int r, int) const {
-    const __m512i field = _mm512_cvtepu8_epi64(_mm_cvtsi64_si128(static_cast<int64_t>(group.fields[r])));
+    const __m512i field = _mm512_cvtepu8_epi64(_mm_cvtsi64_si128(static_cast<int64_t>(group.fields[0][r])));
     const __m512i turned = _mm512_rorv_epi64(_mm512_loadu_si512(group.line[r]), field);  // looks at the lowest six bits
     return negated(turned, field);
   }
@@ -139,13 +145,21 @@ class LineStream {
   // The same for four words of 128 bits: the lower half of a word becomes what a shift takes from both.
   Words turned4(const Group& group, int r, int) const {
     const __m512i line = _mm512_loadu_si512(group.line[r]), swapped = _mm512_shuffle_epi32(line, _MM_PERM_BADC);
-    const __m128i four = _mm_cvtsi32_si128(static_cast<int>(group.fields[r]));
+    const __m128i four = _mm_cvtsi32_si128(static_cast<int>(group.fields[0][r]));
     const __m512i field = _mm512_cvtepu8_epi64(_mm_unpacklo_epi8(four, four));  // a field for each half of a word
     const __mmask8 far = _mm512_test_epi64_mask(field, _mm512_set1_epi64(64));
     const __m512i low = _mm512_mask_mov_epi64(line, far, swapped), high = _mm512_mask_mov_epi64(swapped, far, line);
     const __m512i by = _mm512_and_si512(field, _mm512_set1_epi64(63));
     const __m512i rest = _mm512_sub_epi64(_mm512_set1_epi64(64), by);  // a shift by 64 gives zero
     return negated(_mm512_or_si512(_mm512_srlv_epi64(low, by), _mm512_sllv_epi64(high, rest)), field);
+  }
+
+  Words turned16(const Group& group, int r, int) const {
+    const __m128i fields = _mm_set_epi64x(static_cast<int64_t>(group.fields[1][r]), static_cast<int64_t>(group.fields[0][r]));
+    const __m512i field = _mm512_cvtepu8_epi32(fields);
+    const __m512i turned = _mm512_rorv_epi32(_mm512_loadu_si512(group.line[r]), field);  // looks at the lowest five bits
+    const __mmask16 negate = _mm512_test_epi32_mask(field, _mm512_set1_epi32(static_cast<int>(sign_mask_)));
+    return (Words)_mm512_mask_xor_epi32(turned, negate, turned, _mm512_set1_epi32(-1));
   }
 
   Words negated(__m512i words, __m512i field) const {
@@ -178,19 +192,29 @@ class LineStream {
   // Four of a line's eight words, rotated and negated.
   Words turned8(const Group& group, int r, int piece) const {
     const __m256i line = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(group.line[r]) + piece);
-    const __m256i field = _mm256_cvtepu8_epi64(_mm_cvtsi32_si128(static_cast<int>(group.fields[r] >> (32 * piece))));
+    const __m256i field = _mm256_cvtepu8_epi64(_mm_cvtsi32_si128(static_cast<int>(group.fields[0][r] >> (32 * piece))));
     return shifted(line, line, field);
   }
 
   // Two of a line's four words of 128 bits.
   Words turned4(const Group& group, int r, int piece) const {
     const __m256i line = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(group.line[r]) + piece);
-    const __m128i two = _mm_cvtsi32_si128(static_cast<int>(group.fields[r] >> (16 * piece)));
+    const __m128i two = _mm_cvtsi32_si128(static_cast<int>(group.fields[0][r] >> (16 * piece)));
     const __m256i field = _mm256_cvtepu8_epi64(_mm_unpacklo_epi8(two, two));
     const __m256i swapped = _mm256_shuffle_epi32(line, 0x4E), far = _mm256_slli_epi64(field, 57);  // bit 6 to the top
     const __m256d low = _mm256_blendv_pd((__m256d)line, (__m256d)swapped, (__m256d)far);
     const __m256d high = _mm256_blendv_pd((__m256d)swapped, (__m256d)line, (__m256d)far);
     return shifted((__m256i)low, (__m256i)high, field);
+  }
+
+  // Eight of a line's sixteen words.
+  Words turned16(const Group& group, int r, int piece) const {
+    const __m256i line = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(group.line[r]) + piece);
+    const __m256i field = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(static_cast<int64_t>(group.fields[piece][r])));
+    const __m256i by = _mm256_and_si256(field, _mm256_set1_epi32(31)), rest = _mm256_sub_epi32(_mm256_set1_epi32(32), by);
+    const __m256i turned = _mm256_or_si256(_mm256_srlv_epi32(line, by), _mm256_sllv_epi32(line, rest));
+    const __m256i sign = _mm256_and_si256(field, _mm256_set1_epi32(static_cast<int>(sign_mask_)));
+    return (Words)_mm256_xor_si256(turned, _mm256_sub_epi32(_mm256_setzero_si256(), _mm256_srli_epi32(sign, 7)));
   }
 
   Words shifted(__m256i low, __m256i high, __m256i field) const {
@@ -213,7 +237,7 @@ class LineStream {
   const uint8_t* pool_;
   const int64_t* ids_;
   const Palette palette_;
-  const int64_t chunks_, total_;
+  const int64_t chunks_, draws_, total_;
   const uint32_t lines_;
   const uint64_t sign_mask_;
   int64_t next_ = 0, next_id_ = 0, next_chunk_ = 0;  // the unit that is hashed next
