@@ -4,7 +4,7 @@
 
 The recommender of the training example learns from what 150 of its households bought, with every field's table on one 1-bit pool that
 differs only in where rows fetch from, and with dense tables. Learning rates are picked on the validation weeks, one for the
-dense tables and one for all pools (on the default form), with a seed that is not used afterwards. A seed draws the initial
+dense tables and one for all pools (on eight words), with a seed that is not used afterwards. A seed draws the initial
 values, the order of the rows and the hash functions. Rows that are there already are not run again.
 
 Lookups are timed twice for each form: on the pool that was trained, which fits the processor's caches, and on one that does not.
@@ -31,17 +31,18 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 from completejourney import DATA, FIELDS, Split, load
 from recommender import DIM, Recommender, build, train
 
-DENSE, DEFAULT = "dense", "words, U = 8"
+DENSE, TUNED, DEFAULT = "dense", "words, U = 8", "words, U = 16"
 FORMS: Mapping[str, Form | None] = {
     DENSE: None,
-    DEFAULT: Form(num_hashes=8),
+    DEFAULT: Form(num_hashes=16),
+    TUNED: Form(num_hashes=8),
     "words, U = 4": Form(num_hashes=4),
     "line, U = 8, Z = 8": Form(locality=Locality.LINE, num_hashes=8, chunk_size=8),
     "2 lines, U = 8, Z = 8": Form(locality=Locality.LINE, num_hashes=8, chunk_size=8, lines=2),
     "free, U = 8, Z = 8": Form(locality=Locality.FREE, num_hashes=8, chunk_size=8),
     "free, U = 4, Z = 1": Form(locality=Locality.FREE, num_hashes=4, chunk_size=1),
 }
-RATES = {DENSE: (2e-3, 5e-3, 1e-2), DEFAULT: (2e-3, 5e-3, 1e-2)}
+RATES = {DENSE: (2e-3, 5e-3, 1e-2), TUNED: (2e-3, 5e-3, 1e-2)}
 TUNING_SEED = 1000
 HOUSEHOLDS, BATCH = 150, 1024
 LARGE_IDS, LARGE_RATIO = 100_000_000, 100
@@ -153,7 +154,7 @@ def main() -> None:
     )
     recorder = Recorder("locality", resume=True)
     rates = {name: tuned(recorder, splits, sizes, name, args.epochs) for name in RATES}
-    print(f"learning rates: dense {rates[DENSE]:g}, every pool {rates[DEFAULT]:g}", flush=True)
+    print(f"learning rates: dense {rates[DENSE]:g}, every pool {rates[TUNED]:g}", flush=True)
     for name, form in FORMS.items():
         if form is not None and not recorder.find(kind="large lookup", form=name):
             recorder.row(kind="large lookup", form=name, ratio=LARGE_RATIO, ids=LARGE_IDS, **large_lookup(form))
@@ -164,7 +165,7 @@ def main() -> None:
                 key = {"kind": "quality", "form": name, "ratio": 1 if form is None else ratio, "seed": seed}
                 if recorder.find(**key):
                     continue
-                rate = rates[DENSE if form is None else DEFAULT]
+                rate = rates[DENSE if form is None else TUNED]
                 row = recorder.row(**key, rate=rate, **learn(splits, sizes, name, ratio, rate, seed, args.epochs))
                 print(
                     f"{name:<24} ratio {key['ratio']:<4} seed {seed}  test AUC {row['test_auc']:.4f}"
