@@ -12,6 +12,7 @@
 
 #include "hashing.hpp"
 #include "planes.hpp"
+#include "values.hpp"
 
 namespace hfh {
 namespace HFH_ISA {
@@ -21,8 +22,10 @@ constexpr int kGroup = 8;  // units, of one line each, that are hashed and summe
 // The shared rows of many ids in order, hashed and prefetched ahead of being written.
 class LineStream {
  public:
-  LineStream(const Shared& shared, const uint8_t* pool, float scale, const int64_t* ids, int64_t count)
-      : shared_(shared), pool_(pool), ids_(ids), palette_(shared.num_hashes, scale), chunks_(shared.num_chunks()),
+  // Rows of ``own`` of the first ``num_owned`` ids are asked for together with the ids' lines.
+  LineStream(const Shared& shared, const uint8_t* pool, float scale, const int64_t* ids, int64_t count, const Values* own = nullptr,
+             int64_t num_owned = 0)
+      : shared_(shared), pool_(pool), ids_(ids), own_(own), num_owned_(num_owned), palette_(shared.num_hashes, scale), chunks_(shared.num_chunks()),
         draws_(shared.num_hashes == 16 ? 3 : 2), total_(count * chunks_), lines_(static_cast<uint32_t>(shared.slots / kLineBits)),
         sign_mask_(shared.signs ? 0x80 : 0) {
     for (int g = 0; g < kAhead; ++g) look_ahead();
@@ -94,6 +97,9 @@ class LineStream {
     for (int j = 0; j < kGroup; ++j) {
       group.line[j] = pool_ + 64 * line[j];
       prefetch(group.line[j]);
+    }
+    for (int j = 0; j < kGroup && own_; ++j) {
+      if (static_cast<uint64_t>(ids[j]) < static_cast<uint64_t>(num_owned_)) prefetch_row(*own_, ids[j]);
     }
   }
 
@@ -236,6 +242,8 @@ class LineStream {
   const Shared& shared_;
   const uint8_t* pool_;
   const int64_t* ids_;
+  const Values* own_;
+  const int64_t num_owned_;
   const Palette palette_;
   const int64_t chunks_, draws_, total_;
   const uint32_t lines_;

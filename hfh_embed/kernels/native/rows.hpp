@@ -25,7 +25,8 @@ class RowStream {
   RowStream(const Table& table, const int64_t* ids, int64_t count, float* scratch)
       : t_(table), ids_(ids), count_(count), line_form_(table.has_shared && table.shared.is_line_form() && !table.weighs &&
                                                         table.network.kind == Reconstruction::kSum),
-        line_(table.shared, table.pool.data, table.scale, ids, line_form_ ? count : 0),
+        line_(table.shared, table.pool.data, table.scale, ids, line_form_ ? count : 0, table.has_private ? &table.own : nullptr,
+              table.num_embeddings),
         fetches_(table.shared, table.pool, ids, table.has_shared && !line_form_ ? count : 0) {
     hidden_ = scratch;
     latent_ = hidden_ + kBlockRows * t_.residual.hidden;
@@ -59,13 +60,14 @@ class RowStream {
 
   // Ask the memory for what belongs to the ids of the block that begins here.
   void ahead(int64_t from) const {
-    if (!t_.has_private && !t_.exact.count && !t_.levels.count) return;
+    const bool own = t_.has_private && (!line_form_ || t_.own.row_scale);
+    if (!own && !t_.exact.count && !t_.levels.count) return;
     for (int64_t i = from; i < least(from + kBlockRows, count_); ++i) {
       int64_t id;
       std::memcpy(&id, ids_ + i, sizeof id);
       if (!has_own(id)) continue;
       if (t_.has_private) {
-        prefetch_row(t_.own, id);
+        if (!line_form_) prefetch_row(t_.own, id);
         if (t_.own.row_scale) prefetch(t_.own.row_scale + id);
       }
       if (t_.exact.count) prefetch(t_.exact.directory + (id >> t_.exact.shift));

@@ -1,7 +1,9 @@
 // Reading stored values: few-bit codes, each the odd integer level 2c - (2**bits - 1), and floats.
 //
 // Version 1 read value by value: 570 ns for 64 coefficients of 2 bits. Version 2, here, makes a vector of values at once: the
-// codes of a vector lie in one or two 32-bit windows, which are shifted by another amount in every lane.
+// codes of a vector lie in one or two 32-bit windows, which are shifted by another amount in every lane. A row's windows end with the
+// row: eight bytes read where one was meant lay in two lines for every ninth row, and nobody had asked the memory for the second
+// (8 private bits an id beside a line of 16 entries, 10 M ids, batches of 1,024: 27 ns a row before, 19 after).
 #pragma once
 
 #include "half.hpp"
@@ -10,17 +12,25 @@
 namespace hfh {
 namespace HFH_ISA {
 
-// 32 bits from bit ``bit`` on; what lies behind the end reads as zeros.
-inline uint32_t window(Bytes bytes, int64_t bit) {
-  const int64_t byte = bit >> 3, left = bytes.size - byte;
-  uint64_t word = 0;
-  if (left >= 8) {
-    std::memcpy(&word, bytes.data + byte, 8);
-  } else if (left > 0) {
-    std::memcpy(&word, bytes.data + byte, static_cast<size_t>(left));
-  }
-  return static_cast<uint32_t>(word >> (bit & 7));
+template <class Part>
+inline uint64_t part_at(const uint8_t* from) {
+  Part part;
+  std::memcpy(&part, from, sizeof part);
+  return part;
 }
+
+// Eight bytes from ``byte`` on; what lies behind the end reads as zeros. Fewer are read as two parts that may overlap.
+inline uint64_t word_at(Bytes bytes, int64_t byte) {
+  const int64_t left = bytes.size - byte;
+  const uint8_t* from = bytes.data + byte;
+  if (left >= 8) return part_at<uint64_t>(from);
+  if (left >= 4) return part_at<uint32_t>(from) | part_at<uint32_t>(from + left - 4) << (8 * (left - 4));
+  if (left >= 2) return part_at<uint16_t>(from) | part_at<uint16_t>(from + left - 2) << (8 * (left - 2));
+  return left == 1 ? *from : 0;
+}
+
+// 32 bits from bit ``bit`` on, zeros behind the end.
+inline uint32_t window(Bytes bytes, int64_t bit) { return static_cast<uint32_t>(word_at(bytes, bit >> 3) >> (bit & 7)); }
 
 typedef uint32_t WordVec __attribute__((vector_size(4 * kLanes)));
 
@@ -56,7 +66,10 @@ inline IntVec codes(Bytes bytes, int64_t first) {
     if (bytes.size - first >= kLanes) {
       std::memcpy(&given, bytes.data + first, kLanes);
     } else {
-      for (int64_t k = 0; k < bytes.size - first; ++k) given[k] = bytes.data[first + k];
+      for (int64_t k = 0; k < kLanes; k += 8) {
+        const uint64_t word = word_at(bytes, first + k);
+        std::memcpy(reinterpret_cast<char*>(&given) + k, &word, static_cast<size_t>(least(8, kLanes - k)));
+      }
     }
     return __builtin_convertvector(given, IntVec);
   } else {
@@ -169,8 +182,8 @@ inline void prefetch_row(const Values& values, int64_t row) {
 }
 
 inline Bytes row_of(const Values& values, int64_t row) {
-  const int64_t begin = row * values.row_bytes();
-  return {values.bytes.data + begin, values.bytes.size - begin};
+  const int64_t bytes = values.row_bytes();
+  return {values.bytes.data + row * bytes, bytes};
 }
 
 inline float scale_of(const Values& values, int64_t row) {
