@@ -98,8 +98,11 @@ class LineStream {
       group.line[j] = pool_ + 64 * line[j];
       prefetch(group.line[j]);
     }
-    for (int j = 0; j < kGroup && own_; ++j) {
-      if (static_cast<uint64_t>(ids[j]) < static_cast<uint64_t>(num_owned_)) prefetch_row(*own_, ids[j]);
+    if (own_ == nullptr) return;
+    const uint8_t* own = own_->bytes.data;
+    const int64_t bytes = own_->row_bytes();
+    for (int j = 0; j < kGroup; ++j) {
+      if (static_cast<uint64_t>(ids[j]) < static_cast<uint64_t>(num_owned_)) prefetch_bytes(own + ids[j] * bytes, bytes);
     }
   }
 

@@ -108,9 +108,15 @@ class RowStream {
 
   template <int kBits>
   void add_own(int64_t rows, float* z, int64_t stride) const {
+    const Values own = t_.own;  // a copy: nothing that is stored can change it, so it stays in registers
     for (int64_t i = 0; i < rows; ++i) {
       const int64_t id = block_ids_[i];
-      if (has_own(id)) add_values(row_of(t_.own, id), kBits, 0, t_.own.count, scale_of(t_.own, id), z + i * stride);
+      if (!has_own(id)) continue;
+      if constexpr (kBits == 1) {
+        add_signs(row_of(own, id), own.count, scale_of(own, id), z + i * stride);
+      } else {
+        add_values(row_of(own, id), kBits, 0, own.count, scale_of(own, id), z + i * stride);
+      }
     }
   }
 
