@@ -177,8 +177,10 @@ inline void rows(const Table& t, const int64_t* ids, int64_t count, void* out, O
   }
   float* block = scratch;
   RowStream stream(t, ids, count, scratch + kBlockRows * dim);
-  for (int64_t i = 0; i < count; i += kBlockRows) {
-    const int64_t some = least(kBlockRows, count - i);
+  // A line's group at a time, lines are asked for while products of the rows before keep the processor busy.
+  const int64_t together = t.map && t.shared.is_line_form() && !t.exact.count && !t.levels.count ? kGroup : kBlockRows;
+  for (int64_t i = 0; i < count; i += together) {
+    const int64_t some = least(together, count - i);
     stream.take(some, half ? block : wide + i * dim, dim);
     if (half) to_half(block, some * dim, narrow + i * dim);
   }
