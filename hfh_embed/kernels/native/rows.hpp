@@ -25,8 +25,8 @@ class RowStream {
   RowStream(const Table& table, const int64_t* ids, int64_t count, float* scratch)
       : t_(table), ids_(ids), count_(count), line_form_(table.has_shared && table.shared.is_line_form() && !table.weighs &&
                                                         table.network.kind == Reconstruction::kSum),
-        line_(table.shared, table.pool.data, table.scale, ids, line_form_ ? count : 0, table.has_private ? &table.own : nullptr,
-              table.num_embeddings),
+        line_(table.shared, table.pool.data, table.scale, ids, line_form_ ? count : 0, table.num_embeddings,
+              table.has_private ? &table.own : nullptr),
         fetches_(table.shared, table.pool, ids, table.has_shared && !line_form_ ? count : 0) {
     hidden_ = scratch;
     latent_ = hidden_ + kBlockRows * t_.residual.hidden;
@@ -163,7 +163,7 @@ inline void rows(const Table& t, const int64_t* ids, int64_t count, void* out, O
   float* wide = static_cast<float*>(out);
   uint16_t* narrow = static_cast<uint16_t*>(out);
   if (t.is_plain() && t.shared.is_line_form()) {
-    LineStream stream(t.shared, t.pool.data, t.scale, ids, count);
+    LineStream stream(t.shared, t.pool.data, t.scale, ids, count, t.num_embeddings);
     if (half) {
       stream.take(count, narrow, dim);
     } else if (how == Out::kStreamed) {
