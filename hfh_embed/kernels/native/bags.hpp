@@ -84,7 +84,7 @@ inline void add_weighed(const uint64_t* plane, float weight, const Palette& pale
 #else
   const int64_t entries = palette.folded() ? 32 : 64;
   alignas(64) float row[64];
-  widen(plane, kGroup, entries, palette, row);
+  palette.folded() ? widen<false, true>(plane, kGroup, entries, palette, row) : widen<false, false>(plane, kGroup, entries, palette, row);
   for (int64_t j = 0; j < entries; ++j) sum[j] = (more ? sum[j] : 0.0f) + row[j] * weight;
 #endif
 }

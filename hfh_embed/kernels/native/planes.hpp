@@ -144,8 +144,8 @@ inline void look_up(const uint64_t* plane, int64_t stride, __m512 values, const 
 }
 #endif
 
-// Write ``used`` <= 64 entries whose counts lie in planes ``stride`` words apart.
-template <bool kStreamed = false>
+// Write ``used`` <= 64 entries whose counts lie in planes ``stride`` words apart; folded ones: see Palette.
+template <bool kStreamed, bool kFolded>
 inline void widen(const uint64_t* plane, int64_t stride, int64_t used, const Palette& palette, float* out) {
 #if defined(__AVX512BW__)
   const auto write = [&](int s, __m512 row) {
@@ -156,7 +156,7 @@ inline void widen(const uint64_t* plane, int64_t stride, int64_t used, const Pal
       _mm512_mask_storeu_ps(out + 16 * s, static_cast<__mmask16>((1u << left) - 1), row);
     }
   };
-  if (palette.folded()) {
+  if (kFolded) {
     look_up_folded(plane, stride, _mm512_load_ps(palette.wide), _mm512_load_ps(palette.wide + 16), write);
   } else {
     look_up(plane, stride, _mm512_load_ps(palette.wide), write);
@@ -167,7 +167,7 @@ inline void widen(const uint64_t* plane, int64_t stride, int64_t used, const Pal
   const __m256 scales = _mm256_set1_ps(palette.scale);
   for (; j + 32 <= used; j += 32) {
     __m256i minus = minus_counts(plane, stride, j);
-    if (palette.folded()) minus = _mm256_add_epi8(minus, minus_counts(plane, stride, 32));
+    if (kFolded) minus = _mm256_add_epi8(minus, minus_counts(plane, stride, 32));
     const __m256i level =
         _mm256_sub_epi8(_mm256_set1_epi8(static_cast<char>(-palette.hashes)), _mm256_add_epi8(minus, minus));
     const __m128i half[2] = {_mm256_castsi256_si128(level), _mm256_extracti128_si256(level, 1)};
@@ -179,16 +179,16 @@ inline void widen(const uint64_t* plane, int64_t stride, int64_t used, const Pal
     }
   }
 #endif
-  for (; j < used; ++j) out[j] = palette.wide[count_of(plane, stride, static_cast<int>(j), palette.folded())];
+  for (; j < used; ++j) out[j] = palette.wide[count_of(plane, stride, static_cast<int>(j), kFolded)];
 #endif
 }
 
-template <bool kStreamed = false>
+template <bool kStreamed, bool kFolded>
 inline void widen(const uint64_t* plane, int64_t stride, int64_t used, const Palette& palette, uint16_t* out) {
 #if defined(__AVX512BW__)
   const __m512i values = _mm512_load_si512(palette.half);
   const __mmask64 written = ~0ULL >> (64 - used);
-  if (palette.folded()) {
+  if (kFolded) {
     const __m512i places = _mm512_cvtepu8_epi16(folded_counts(plane, stride));
     return _mm512_mask_storeu_epi16(out, static_cast<__mmask32>(written), _mm512_permutexvar_epi16(places, values));
   }
@@ -199,10 +199,10 @@ inline void widen(const uint64_t* plane, int64_t stride, int64_t used, const Pal
   _mm512_mask_storeu_epi16(out + 32, static_cast<__mmask32>(written >> 32), _mm512_permutexvar_epi16(high, values));
 #elif defined(__F16C__)
   float wide[64];
-  widen(plane, stride, used, palette, wide);
+  widen<false, kFolded>(plane, stride, used, palette, wide);
   to_half(wide, used, out);
 #else
-  for (int64_t j = 0; j < used; ++j) out[j] = palette.half[count_of(plane, stride, static_cast<int>(j), palette.folded())];
+  for (int64_t j = 0; j < used; ++j) out[j] = palette.half[count_of(plane, stride, static_cast<int>(j), kFolded)];
 #endif
 }
 
