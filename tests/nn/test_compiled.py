@@ -112,6 +112,18 @@ def test_gradients_equal_those_of_plain_torch(form: str, plain) -> None:
     assert _close(compiled, _grads(model))
 
 
+def test_gradients_of_rows_of_all_lengths_over_one_pool_equal_those_of_plain_torch(plain) -> None:
+    model = _model("eight-words", dims=(20, 64, 130))
+    tables = _pool(model).plan.tables
+    assert [table.shared.num_hashes for table in tables if table.shared is not None] == [16, 8, 4]
+    _loss(model).backward()
+    compiled = _grads(model)
+    model.zero_grad()
+    plain()
+    _loss(model).backward()
+    assert _close(compiled, _grads(model))
+
+
 @pytest.mark.parametrize("form", [*LINES, "words-2", "free-32", "private"])
 def test_losses_one_after_the_other_add_up(form: str, plain) -> None:
     def run(model: nn.ModuleList) -> list[torch.Tensor]:
