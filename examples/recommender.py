@@ -23,11 +23,11 @@ BATCH = 4096
 class Recommender(nn.Module):
     """Click probability from 21 ids: dot products of all pairs of their rows, then two layers."""
 
-    def __init__(self, tables: nn.ModuleDict) -> None:
+    def __init__(self, tables: nn.ModuleDict, dim: int = DIM) -> None:
         super().__init__()
         self.tables = tables
         pairs = len(FIELDS) * (len(FIELDS) - 1) // 2
-        self.top = nn.Sequential(nn.Linear(pairs + len(FIELDS) * DIM, 128), nn.ReLU(), nn.Linear(128, 1))
+        self.top = nn.Sequential(nn.Linear(pairs + len(FIELDS) * dim, 128), nn.ReLU(), nn.Linear(128, 1))
         rows, columns = torch.triu_indices(len(FIELDS), len(FIELDS), offset=1)
         self.register_buffer("pairs", rows * len(FIELDS) + columns, persistent=False)
 
@@ -38,16 +38,18 @@ class Recommender(nn.Module):
         return self.top(torch.cat((dots, rows.flatten(1)), dim=1)).squeeze(1)
 
 
-def build(sizes: dict[str, int], ratio: float | None, form: Form | None = None, seed: int = 0) -> nn.ModuleDict:
+def build(
+    sizes: dict[str, int], ratio: float | None, form: Form | None = None, seed: int = 0, dim: int = DIM
+) -> nn.ModuleDict:
     """One table a field: dense ones, or all on one pool with one ratio, form (None: chosen from it) and seed of its hash functions."""
     if ratio is None:
-        tables = nn.ModuleDict({field: nn.Embedding(n, DIM) for field, n in sizes.items()})
+        tables = nn.ModuleDict({field: nn.Embedding(n, dim) for field, n in sizes.items()})
         for table in tables.values():
             nn.init.normal_(table.weight, std=0.05)
         return tables
-    shapes = {field: (n, DIM) for field, n in sizes.items()}
+    shapes = {field: (n, dim) for field, n in sizes.items()}
     pool = hnn.Pool.for_tables(shapes, ratio=ratio, form=form, seed=seed, std=0.05)
-    return nn.ModuleDict({f: hnn.HFHEmbedding(n, DIM, pool=pool, name=f) for f, n in sizes.items()})
+    return nn.ModuleDict({f: hnn.HFHEmbedding(n, dim, pool=pool, name=f) for f, n in sizes.items()})
 
 
 def auc(labels: np.ndarray, scores: np.ndarray) -> float:

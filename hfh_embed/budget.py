@@ -130,7 +130,8 @@ class Form:
         if self.locality is Locality.WORDS:
             line_slots = LINE_BITS // self.bits
             if hashes == 0:  # as many words as still hold the row, so that it touches one line (docs/method.md)
-                hashes = 4 if dim > 64 else 8
+                short = dim <= 32 and self.bits == 1 and not self.private_bits
+                hashes = 16 if short else 8 if dim <= 64 else 4
             size = size or min(128, max(1, line_slots // hashes))
         else:
             hashes = hashes or 1

@@ -94,7 +94,14 @@ def _cases() -> dict[str, tuple[TableSpec, PoolSpec | None]]:
     cases["line-dim-1"] = (shared_table(pool, embedding_dim=1), pool)
     cases["line-dim-64"] = (shared_table(pool, embedding_dim=64), pool)
     cases["line-dim-130"] = (shared_table(pool, embedding_dim=130, num_hashes=4, chunk_size=128), pool)
-    cases["words-16"] = (shared_table(pool, num_hashes=16, chunk_size=32), pool)
+    sixteen = {"num_hashes": 16, "chunk_size": 32}
+    cases["words-16"] = (shared_table(pool, **sixteen), pool)
+    cases["line-16-words"] = (shared_table(pool, embedding_dim=32, **sixteen), pool)
+    short = shared_table(pool, embedding_dim=27, padding_id=7, unknown=Unknown.ZERO, **sixteen)
+    cases["line-16-words-dim-27"] = (short, pool)
+    cases["line-16-words-unsigned"] = (shared_table(pool, embedding_dim=16, signs=False, **sixteen), pool)
+    own = {"private": PrivateSpec(24, 4), "map": MapSpec(32)}
+    cases["map-16-words"] = (shared_table(pool, latent_dim=24, **own, **sixteen), pool)
     cases["private"] = (line.replace(private=PrivateSpec(40, 2)), pool)
     cases["private-row-scale"] = (line.replace(private=PrivateSpec(9, 4, row_scale=True)), pool)
     cases["private-alone"] = (line.replace(shared=None, private=PrivateSpec(40, 8)), None)
@@ -125,9 +132,9 @@ def _cases() -> dict[str, tuple[TableSpec, PoolSpec | None]]:
     cases["trellis"] = (line.replace(**alone, trellis=trellis), None)
     bands = MapSpec(8, bands=(MapBand(6, 8), MapBand(20, 3), MapBand(trellis.width - 26, 5)))
     cases["trellis-bands"] = (line.replace(**alone | {"map": bands}, trellis=trellis, exact=ExactSpec(9, 8)), None)
-    short = TrellisSpec((StepRun(3, 1, 3), StepRun(31, 1, 1)), 12, value_bits=16)
+    few_steps = TrellisSpec((StepRun(3, 1, 3), StepRun(31, 1, 1)), 12, value_bits=16)
     coded = CodedSpec((CodeChunk(0, 40, 5),), 8)
-    cases["trellis-coded"] = (line.replace(shared=None, trellis=short, coded=coded, map=MapSpec(16)), None)
+    cases["trellis-coded"] = (line.replace(shared=None, trellis=few_steps, coded=coded, map=MapSpec(16)), None)
     stages = CodedSpec(tuple(CodeChunk(3 * turn, 40 - 3 * turn, 8 - turn % 4) for turn in range(11)), 8)
     mapped = {"shared": None, "embedding_dim": 64, "map": MapSpec(8, bias=True), "unknown": Unknown.ZERO}
     cases["trellis-stages"] = (line.replace(**mapped, trellis=TrellisSpec((StepRun(20, 2, 1),), 8), coded=stages), None)

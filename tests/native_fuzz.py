@@ -57,7 +57,7 @@ def random_spec(generator: np.random.Generator) -> SnapshotSpec:
     locality = Locality(generator.choice([one.value for one in Locality]))
     chunk = int(generator.choice((1, 2, 4, 8, 16, 32, 64, 128))) if maybe(0.7) else number(1, 700)
     if maybe(0.3):  # the line form
-        bits, locality, hashes = 1, Locality.WORDS, int(generator.choice((4, 8)))
+        bits, locality, hashes = 1, Locality.WORDS, int(generator.choice((4, 8, 16)))
         chunk = 512 // hashes
     kind = Reconstruction(generator.choice([one.value for one in Reconstruction], p=[0.7, 0.15, 0.15]))
     hidden = number(1, 20) if kind is Reconstruction.MLP else 0
@@ -194,7 +194,7 @@ def run_training(seed: int) -> bool:
         codes = np.clip(np.floor(values / np.float32(0.5)), -half, half - 1).astype(np.int64) + half
         assert (unpack(stored, pool.slots, pool.bits) == codes).all(), (seed, spec)
     line_form = (pool.bits, shared.locality, shared.num_hashes * shared.chunk_size) == (1, Locality.WORDS, LINE)
-    if not line_form or shared.num_hashes not in (4, 8):
+    if not line_form or shared.num_hashes not in (4, 8, 16):
         return True
     stepped = at_the_end(values, offset)
     grown = gradients.sgd(stepped, stored, 0.1, 0, threads)

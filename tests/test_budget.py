@@ -77,9 +77,17 @@ def test_tables_of_one_pool_have_different_keys() -> None:
     assert keys.isdisjoint({table.shared.key for table in plan(GROUP, 100, seed=1).tables if table.shared})
 
 
-def test_a_long_row_is_read_in_as_few_lines_as_hold_it() -> None:
-    shared = plan({"t": (10_000, 128)}, 100).tables[0].shared
-    assert shared is not None and (shared.num_hashes, shared.chunk_size, shared.num_chunks) == (4, 128, 1)
+@pytest.mark.parametrize(
+    ("dim", "words", "slots"), [(1, 16, 32), (32, 16, 32), (33, 8, 64), (64, 8, 64), (65, 4, 128), (128, 4, 128)]
+)
+def test_a_row_is_read_from_as_many_words_as_a_line_has_of_its_length(dim: int, words: int, slots: int) -> None:
+    shared = plan({"t": (10_000, dim)}, 100).tables[0].shared
+    assert shared is not None and (shared.num_hashes, shared.chunk_size, shared.num_chunks) == (words, slots, 1)
+
+
+def test_beside_bits_of_their_own_short_rows_share_eight_words() -> None:
+    shared = plan({"t": (10_000, 32)}, 10).tables[0].shared
+    assert shared is not None and (shared.num_hashes, shared.chunk_size) == (8, 64)
 
 
 def test_exact_rows_go_to_the_most_frequent_ids_of_all_tables() -> None:

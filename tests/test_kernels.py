@@ -57,7 +57,9 @@ def test_sums_of_few_bit_values_have_the_same_bits_everywhere(case: str, backend
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("mode", ["sum", "mean", "max"])
-@pytest.mark.parametrize("case", ["words-1", "padding-zero", "map", "coded-8", "private"])
+@pytest.mark.parametrize(
+    "case", ["words-1", "padding-zero", "line-16-words", "line-16-words-dim-27", "map", "coded-8", "private"]
+)
 def test_bags_equal_the_reference(case: str, mode: str, backend: str) -> None:
     table = snapshot_of(*CASES[case], kernels=backend)["users"]
     ids = np.array([7, 3, 5, 7, 0, 1002, 9, 9])
@@ -73,8 +75,9 @@ def test_bags_equal_the_reference(case: str, mode: str, backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_weighted_bags_equal_the_reference(backend: str) -> None:
-    table = snapshot_of(*CASES["words-1"], kernels=backend)["users"]
+@pytest.mark.parametrize("case", ["words-1", "line-16-words", "line-16-words-dim-27"])
+def test_weighted_bags_equal_the_reference(case: str, backend: str) -> None:
+    table = snapshot_of(*CASES[case], kernels=backend)["users"]
     ids, weights = np.array([[1, 2, 3], [4, 5, 6]]), np.array([[0.5, -2, 3], [0, 1, 1e-3]])
     truth = reference.bag(table.data, ids.reshape(-1), np.array([0, 3]), "sum", weights.reshape(-1))
     assert np.abs(table.bag(ids, mode="sum", per_sample_weights=weights) - truth).max() < 1e-5

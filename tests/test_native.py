@@ -24,7 +24,19 @@ pytestmark = pytest.mark.skipif("native" not in backends(), reason="the compiled
 SIMD = ("portable", "avx2", "avx512")
 SANITIZED = "HFH_SANITIZED" in os.environ  # everything is some ten times slower, and runs once for each instruction set
 LINES = ["line-dim-1", "line-dim-64", "line-dim-130", "words-1", "words-16", "words-8", "padding-zero"]
-EVERY_STAGE = ["private", "private-row-scale", "exact", "map-4-bias", "beside", "residual", "mlp", "weigh", "free-16"]
+LINES += ["line-16-words", "line-16-words-dim-27", "line-16-words-unsigned"]
+EVERY_STAGE = [
+    "private",
+    "private-row-scale",
+    "exact",
+    "map-4-bias",
+    "map-16-words",
+    "beside",
+    "residual",
+    "mlp",
+    "weigh",
+]
+EVERY_STAGE += ["free-16"]
 ROWS = """
 import hashlib, json, sys
 import numpy as np
@@ -85,6 +97,29 @@ def test_any_number_of_threads_gives_the_same_rows(case: str, threads: int) -> N
     ids = np.random.default_rng(0).integers(0, N, 5_003)
     assert table.lookup(ids, num_threads=threads).tobytes() == table.lookup(ids).tobytes()
     assert table.bag(ids, [0, 5, 5, 4_000], num_threads=threads).tobytes() == table.bag(ids, [0, 5, 5, 4_000]).tobytes()
+
+
+@pytest.mark.parametrize("outside", [False, True])
+@pytest.mark.parametrize("case", [*LINES, "private", "reconstruct"])
+def test_more_ids_than_a_table_has_give_the_same_rows_and_bags_as_few_at_a_time(case: str, outside: bool) -> None:
+    table = snapshot_of(*CASES[case], kernels="native")["users"]
+    ids = np.random.default_rng(4).integers(0, N, 100 * 41)
+    if outside and table.spec.unknown is not Unknown.ERROR:
+        ids[[0, 77, 4_000]] = N, 2**40, 2**63 - 1
+    weights = np.random.default_rng(5).normal(size=len(ids)).astype(np.float32)
+    for dtype in (np.float32, np.float16):
+        few = np.concatenate([table.lookup(some, dtype=dtype) for some in np.split(ids, 41)])
+        assert table.lookup(ids, dtype=dtype).tobytes() == few.tobytes()
+    offsets = np.array([0, 1, 1, 8, 60])
+    for per_sample in (None, weights):
+        some = np.split(ids, 41), np.split(weights, 41)
+        few = [
+            table.bag(own, offsets, mode="sum", per_sample_weights=None if per_sample is None else factors)
+            for own, factors in zip(*some, strict=True)
+        ]
+        starts = (100 * np.arange(41)[:, None] + offsets).reshape(-1)
+        many = table.bag(ids, starts, mode="sum", per_sample_weights=per_sample)
+        assert many.tobytes() == np.concatenate(few).tobytes()
 
 
 @pytest.mark.parametrize("mode", ["sum", "mean", "max"])

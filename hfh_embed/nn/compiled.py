@@ -33,7 +33,7 @@ __all__ = ["CompiledPool", "is_line_form", "several_processes"]
 
 def is_line_form(shared: SharedSpec, bits: int) -> bool:
     """Whether a shared part reads whole lines of a 1-bit pool in words: what a pool optimizer steps through."""
-    words = shared.locality is Locality.WORDS and shared.num_hashes in (4, 8)
+    words = shared.locality is Locality.WORDS and shared.num_hashes in (4, 8, 16)
     return bits == 1 and words and shared.num_hashes * shared.chunk_size == LINE_BITS
 
 

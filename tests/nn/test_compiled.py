@@ -28,8 +28,13 @@ FORMS = {
     for bits in (1, 2, 4, 8, 16, 32)
     for locality, (hashes, size) in SIZES.items()
 }
-FORMS |= {"eight-words": Form(), "four-words": Form(num_hashes=4, chunk_size=128), "private": Form(private_bits=2)}
-LINES = ("eight-words", "four-words")
+FORMS |= {
+    "eight-words": Form(),
+    "four-words": Form(num_hashes=4, chunk_size=128),
+    "sixteen-words": Form(num_hashes=16, chunk_size=32),
+    "private": Form(private_bits=2),
+}
+LINES = ("eight-words", "four-words", "sixteen-words")
 IDS = torch.tensor([[0, 3, N - 1], [17, 17, 123]])
 
 
@@ -99,6 +104,18 @@ def test_rows_in_training_are_those_of_the_snapshot_bit_for_bit(form: str) -> No
 @pytest.mark.parametrize("form", FORMS)
 def test_gradients_equal_those_of_plain_torch(form: str, plain) -> None:
     model = _model(form)
+    _loss(model).backward()
+    compiled = _grads(model)
+    model.zero_grad()
+    plain()
+    _loss(model).backward()
+    assert _close(compiled, _grads(model))
+
+
+def test_gradients_of_rows_of_all_lengths_over_one_pool_equal_those_of_plain_torch(plain) -> None:
+    model = _model("eight-words", dims=(20, 64, 130))
+    tables = _pool(model).plan.tables
+    assert [table.shared.num_hashes for table in tables if table.shared is not None] == [16, 8, 4]
     _loss(model).backward()
     compiled = _grads(model)
     model.zero_grad()

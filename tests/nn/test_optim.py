@@ -42,9 +42,9 @@ def _linear_loss(model: nn.ModuleList, seed: int) -> torch.Tensor:
     return total
 
 
-@pytest.mark.parametrize("form", LINES)
-def test_pool_sgd_equals_torchs(form: str) -> None:
-    mine, torchs = _model(form), _model(form)
+@pytest.mark.parametrize(("form", "dims"), [*((form, (40, 130, 64)) for form in LINES), ("eight-words", (20, 64, 130))])
+def test_pool_sgd_equals_torchs(form: str, dims: tuple[int, ...]) -> None:
+    mine, torchs = _model(form, dims=dims), _model(form, dims=dims)
     one, two = hnn.PoolSGD(mine, lr=0.05), torch.optim.SGD([_pool(torchs).store.values], lr=0.05)
     for seed in range(5):
         for model, optimizer in ((mine, one), (torchs, two)):

@@ -36,14 +36,14 @@ def _form(form: Form | Callable[[float, int], Form] | None) -> Maker:
 
 FULL = "full table"
 OURS: Mapping[str, Maker] = {
-    "hfh line": _form(PRESETS["line"]),
-    "hfh line, 16 words": _form(Form(num_hashes=16, chunk_size=32)),
-    "hfh line + network": _form(Form(residual_hidden=16)),
+    "hfh line": _form(Form(num_hashes=8)),
+    "hfh line, 16 words": _form(PRESETS["line"]),
+    "hfh line + network": _form(Form(num_hashes=8, residual_hidden=16)),
     "hfh mix": _form(private_form),
     "hfh mix + map": _form(partial(private_form, latent_dim=16)),
     "hfh mix + network": _form(partial(private_form, residual_hidden=16)),
-    "hfh line + map": _form(Form(latent_dim=16)),
-    "hfh line + exact rows": _form(Form(exact_share=0.3, exact_bits=4)),
+    "hfh line + map": _form(Form(num_hashes=8, latent_dim=16)),
+    "hfh line + exact rows": _form(Form(num_hashes=8, exact_share=0.3, exact_bits=4)),
     "hfh by frequency": _form(None),
 }
 PEERS: Mapping[str, Maker] = {
@@ -71,4 +71,4 @@ METHODS: Mapping[str, Maker] = COMPARED | {name: make for group in ABLATION.valu
 
 def default_method(ratio: float) -> str:
     """The name of the form that the library picks when it is given nothing but the ratio."""
-    return "hfh line" if choose(ratio) == PRESETS["line"] else "hfh mix"
+    return "hfh line, 16 words" if choose(ratio) == PRESETS["line"] else "hfh mix"

@@ -52,6 +52,6 @@ def private_form(ratio: float, dim: int, **more: Any) -> Form:
     """
     affordable = 0.8 * 32 * dim / ratio
     if affordable >= 2 * dim:
-        return Form(private_bits=max(bits for bits in (2, 4, 8, 16) if bits * dim <= affordable), **more)
+        return Form(num_hashes=8, private_bits=max(bits for bits in (2, 4, 8, 16) if bits * dim <= affordable), **more)
     own = min(dim, int(affordable) // 8 * 8)
-    return Form(private_dim=own, private_bits=1 if own else 0, **more)
+    return Form(num_hashes=8, private_dim=own, private_bits=1 if own else 0, **more)

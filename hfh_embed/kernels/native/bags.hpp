@@ -1,10 +1,10 @@
 // Bags: one row for each bag of ids.
 //
 // Version 1, block_bags: rows of a block, then added: 20 ns a row of 64. Version 2, line_bags, for plain rows of one 64-slot word
-// a hash function: what is added is in how many words each entry's bit is set, a byte an entry, and becomes floats once a bag:
+// a hash function (or one of 32): what is added is in how many words each entry's bit is set, a byte an entry, and becomes floats once a bag:
 // 8 ns in bags of five (10 for means, 11.5 weighted). The sum is exact before its one product, so nothing is lost by it. Version
 // 3, here: bags of one id are rows; counts become floats where the bag is wanted; a weight is multiplied into the nine values that
-// an entry can have, not into the entries.
+// an entry can have, not into the entries, and a bag's sum begins where it is wanted.
 #pragma once
 
 #include "rows.hpp"
@@ -70,18 +70,27 @@ inline void add_counts(const uint64_t* plane, int64_t rows, uint8_t* counts) {
 #endif
 }
 
-// sum[j] += weight * entry j of one row of 64, whose product is rounded first.
-inline void add_weighed(const uint64_t* plane, float weight, const Palette& palette, float* sum) {
+// sum[j] += weight * entry j of one row of 64, or of 32 that are counted in two places; the product is rounded first. Without
+// ``more``, what lay in sum does not count.
+inline void add_weighed(const uint64_t* plane, float weight, const Palette& palette, bool more, float* sum) {
 #if defined(__AVX512BW__)
-  const __m512 values = _mm512_mul_ps(_mm512_load_ps(palette.wide), _mm512_set1_ps(weight));
-  look_up(plane, kGroup, values, [&](int s, __m512 row) { store(sum + 16 * s, load(sum + 16 * s) + (Vec)row); });
+  const __m512 by = _mm512_set1_ps(weight), values = _mm512_mul_ps(_mm512_load_ps(palette.wide), by);
+  const auto add = [&](int s, __m512 row) { store(sum + 16 * s, (more ? load(sum + 16 * s) : Vec{}) + (Vec)row); };
+  if (palette.folded()) {
+    look_up_folded(plane, kGroup, values, _mm512_mul_ps(_mm512_load_ps(palette.wide + 16), by), add);
+  } else {
+    look_up(plane, kGroup, values, add);
+  }
 #else
+  const int64_t entries = palette.folded() ? 32 : 64;
   alignas(64) float row[64];
-  widen(plane, kGroup, 64, palette, row);
-  for (int64_t j = 0; j < 64; ++j) sum[j] += row[j] * weight;
+  palette.folded() ? widen<false, true>(plane, kGroup, entries, palette, row) : widen<false, false>(plane, kGroup, entries, palette, row);
+  for (int64_t j = 0; j < entries; ++j) sum[j] = (more ? sum[j] : 0.0f) + row[j] * weight;
 #endif
 }
 
+// Bags of rows of one line of words of kEntries slots, 64 or 32.
+template <int kEntries>
 inline void line_bags(const Table& t, const int64_t* ids, const int64_t* bounds, int64_t count, const float* weights, Mode mode,
                       void* out, bool half) {
   constexpr int64_t kMostCounted = 31 - kGroup;  // rows whose counts, at most 8 each, fit a byte with another group's
@@ -90,37 +99,43 @@ inline void line_bags(const Table& t, const int64_t* ids, const int64_t* bounds,
   alignas(64) int32_t totals[64] = {};
   alignas(64) float sum[64] = {};
   const bool special = t.padding_id >= 0 || t.zero_unknown;
-  int64_t bag = 0, members = 0, counted = 0, totalled = 0;  // rows in the counts and in the totals
+  const bool direct = !half && dim == kEntries;
+  const auto row_of_bag = [&](int64_t bag) { return direct ? static_cast<float*>(out) + bag * kEntries : sum; };
+  int64_t bag = 0, members = 0, counted = 0, totalled = 0;  // rows in the counts, or in the weighted sum, and in the totals
   const auto settle = [&] {                                 // counts into the totals, still exact
     for (int64_t j = 0; j < 64; ++j) totals[j] += counts[j];
     std::memset(counts, 0, sizeof counts);
     totalled += counted;
     counted = 0;
   };
+  const auto worth = [&](const auto* count, int32_t none, float share, float* row) {
+    for (int j = 0; j < kEntries; ++j) {
+      const int32_t set = kEntries == 64 ? count[j] : count[j] + count[64 - kEntries + j];
+      row[j] = (static_cast<float>(2 * set - none) * t.scale + 0.0f) * share;
+    }
+  };
   const auto finish = [&] {
-    const bool direct = !half && dim == 64;
-    float* row = direct ? static_cast<float*>(out) + bag * 64 : sum;
+    float* row = row_of_bag(bag);
     if (!weights) {
       const float share = mode == Mode::kMean && members > 1 ? 1.0f / static_cast<float>(members) : 1.0f;
-      const int32_t none = static_cast<int32_t>(8 * (counted + totalled));
+      const int32_t none = static_cast<int32_t>(t.shared.num_hashes * (counted + totalled));
       if (totalled) {
         settle();
-        for (int64_t j = 0; j < 64; ++j) row[j] = (static_cast<float>(2 * totals[j] - none) * t.scale + 0.0f) * share;
+        worth(totals, none, share, row);
         std::memset(totals, 0, sizeof totals);
       } else {
-        for (int64_t j = 0; j < 64; ++j) row[j] = (static_cast<float>(2 * counts[j] - none) * t.scale + 0.0f) * share;
+        worth(counts, none, share, row);
         std::memset(counts, 0, sizeof counts);
       }
-    } else if (direct) {
-      std::memcpy(row, sum, sizeof sum);
+    } else if (!counted) {
+      std::memset(row, 0, kEntries * sizeof(float));
     }
     if (!direct) write_row(sum, dim, half, out, bag);
-    if (weights) std::memset(sum, 0, sizeof sum);
     ++bag;
     members = counted = totalled = 0;
   };
   const Palette palette(t.shared.num_hashes, t.scale);
-  LineStream stream(t.shared, t.pool.data, t.scale, ids + begin, end - begin);
+  LineStream stream(t.shared, t.pool.data, t.scale, ids + begin, end - begin, t.num_embeddings);
   alignas(64) uint64_t planes[2][4][kGroup];
   for (int64_t first = begin; first < end; first += kGroup) {
     stream.take_planes(planes);
@@ -134,7 +149,7 @@ inline void line_bags(const Table& t, const int64_t* ids, const int64_t* bounds,
       }
       const int64_t run = special || weights ? 1 : least(last, bounds[bag + 1]) - at;
       if (weights) {
-        add_weighed(&planes[0][0][r], weights[at], palette, sum);
+        add_weighed(&planes[0][0][r], weights[at], palette, counted++, row_of_bag(bag));
       } else {
         add_counts(&planes[0][0][r], run, counts);
         if ((counted += run) > kMostCounted) settle();
@@ -158,8 +173,9 @@ inline void bags(const Table& t, const int64_t* ids, const int64_t* bounds, int6
   if (!weights && all_single(bounds, count)) {  // their rows, for any mode
     return rows(t, ids + bounds[0], count, out, half ? Out::kHalf : Out::kFloat, scratch);
   }
-  if (t.is_plain() && t.shared.is_line_form() && t.shared.num_hashes == 8 && t.shared.dim <= 64 && mode != Mode::kMax) {
-    return line_bags(t, ids, bounds, count, weights, mode, out, half);
+  if (t.is_plain() && t.shared.is_line_form() && t.shared.chunk_size <= 64 && t.shared.num_chunks() == 1 && mode != Mode::kMax) {
+    if (t.shared.chunk_size == 64) return line_bags<64>(t, ids, bounds, count, weights, mode, out, half);
+    return line_bags<32>(t, ids, bounds, count, weights, mode, out, half);
   }
   block_bags(t, ids, bounds, count, weights, mode, out, half, scratch);
 }

@@ -33,9 +33,9 @@ struct Shared {
   bool signs = false;
 
   HFH_INLINE int64_t num_chunks() const { return (dim + chunk_size - 1) / chunk_size; }
-  // A 1-bit pool in words that fill a 64-byte line, four or eight of them: line.hpp's form.
+  // A 1-bit pool in words that fill a 64-byte line, four, eight or sixteen of them: line.hpp's form.
   HFH_INLINE bool is_line_form() const {
-    return bits == 1 && locality == Locality::kWords && (num_hashes == 4 || num_hashes == 8) &&
+    return bits == 1 && locality == Locality::kWords && (num_hashes == 4 || num_hashes == 8 || num_hashes == 16) &&
            num_hashes * chunk_size == kLineBits && slots / kLineBits < (int64_t{1} << 32);
   }
 };
@@ -130,7 +130,7 @@ struct Table {
 
 // One chunk of one id that was looked up, with the gradient of its entries: a line of U words reads ``size`` = 512 / U slots.
 struct Unit {
-  uint64_t fields;
+  uint64_t fields[2];  // a byte a word
   const float* gradient;
   float factor;
   int16_t used, size;

@@ -39,7 +39,7 @@ inline void pack_line(const Value* values, uint8_t* bytes) {
   }
 }
 
-// 16 random bits for each value of a word, which the words of a line share, since what a row sums lies at another place in each.
+// 16 random bits for each of 64 values, which the words of a line share, since what a row sums lies at another place in each.
 // The same whatever the instruction set or the number of threads. The mixer is Wellons' (nullprogram.com, lowbias32).
 struct Noise {
   WordVec of[64 / kLanes];

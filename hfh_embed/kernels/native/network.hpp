@@ -6,7 +6,7 @@
 #pragma once
 
 #include "kernels.hpp"
-#include "vector.hpp"
+#include "values.hpp"
 
 namespace hfh {
 namespace HFH_ISA {
@@ -50,6 +50,18 @@ inline void matmul_rows(const float* in, int64_t in_stride, int64_t inner, const
   }
   for (; j + 2 * kLanes <= width; j += 2 * kLanes) tile<kRows, 2>(in, in_stride, inner, matrix + j, width, start.at(0, j), out + j, out_stride);
   for (; j + kLanes <= width; j += kLanes) tile<kRows, 1>(in, in_stride, inner, matrix + j, width, start.at(0, j), out + j, out_stride);
+#if defined(__AVX512F__)
+  if (j < width) {
+    Vec sums[kRows];
+    for (int i = 0; i < kRows; ++i) sums[i] = start.rows ? load_some(start.rows + i * start.stride + j, width - j) : Vec{};
+    for (int64_t r = 0; r < inner; ++r) {
+      const Vec line = load_some(matrix + r * width + j, width - j);
+      for (int i = 0; i < kRows; ++i) sums[i] = multiply_add(spread(in[i * in_stride + r]), line, sums[i]);
+    }
+    for (int i = 0; i < kRows; ++i) store_some(out + i * out_stride + j, sums[i], width - j);
+    return;
+  }
+#endif
   for (; j < width; ++j) {
     for (int i = 0; i < kRows; ++i) {
       float sum = start.rows ? start.rows[i * start.stride + j] : 0.0f;

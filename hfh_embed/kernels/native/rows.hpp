@@ -25,7 +25,8 @@ class RowStream {
   RowStream(const Table& table, const int64_t* ids, int64_t count, float* scratch)
       : t_(table), ids_(ids), count_(count), line_form_(table.has_shared && table.shared.is_line_form() && !table.weighs &&
                                                         table.network.kind == Reconstruction::kSum),
-        line_(table.shared, table.pool.data, table.scale, ids, line_form_ ? count : 0),
+        line_(table.shared, table.pool.data, table.scale, ids, line_form_ ? count : 0, table.num_embeddings,
+              table.has_private ? &table.own : nullptr),
         fetches_(table.shared, table.pool, ids, table.has_shared && !line_form_ ? count : 0) {
     hidden_ = scratch;
     latent_ = hidden_ + kBlockRows * t_.residual.hidden;
@@ -59,13 +60,14 @@ class RowStream {
 
   // Ask the memory for what belongs to the ids of the block that begins here.
   void ahead(int64_t from) const {
-    if (!t_.has_private && !t_.exact.count && !t_.levels.count) return;
+    const bool own = t_.has_private && (!line_form_ || t_.own.row_scale);
+    if (!own && !t_.exact.count && !t_.levels.count) return;
     for (int64_t i = from; i < least(from + kBlockRows, count_); ++i) {
       int64_t id;
       std::memcpy(&id, ids_ + i, sizeof id);
       if (!has_own(id)) continue;
       if (t_.has_private) {
-        prefetch_row(t_.own, id);
+        if (!line_form_) prefetch_row(t_.own, id);
         if (t_.own.row_scale) prefetch(t_.own.row_scale + id);
       }
       if (t_.exact.count) prefetch(t_.exact.directory + (id >> t_.exact.shift));
@@ -106,9 +108,15 @@ class RowStream {
 
   template <int kBits>
   void add_own(int64_t rows, float* z, int64_t stride) const {
+    const Values own = t_.own;  // a copy: nothing that is stored can change it, so it stays in registers
     for (int64_t i = 0; i < rows; ++i) {
       const int64_t id = block_ids_[i];
-      if (has_own(id)) add_values(row_of(t_.own, id), kBits, 0, t_.own.count, scale_of(t_.own, id), z + i * stride);
+      if (!has_own(id)) continue;
+      if constexpr (kBits == 1) {
+        add_signs(row_of(own, id), own.count, scale_of(own, id), z + i * stride);
+      } else {
+        add_values(row_of(own, id), kBits, 0, own.count, scale_of(own, id), z + i * stride);
+      }
     }
   }
 
@@ -155,7 +163,7 @@ inline void rows(const Table& t, const int64_t* ids, int64_t count, void* out, O
   float* wide = static_cast<float*>(out);
   uint16_t* narrow = static_cast<uint16_t*>(out);
   if (t.is_plain() && t.shared.is_line_form()) {
-    LineStream stream(t.shared, t.pool.data, t.scale, ids, count);
+    LineStream stream(t.shared, t.pool.data, t.scale, ids, count, t.num_embeddings);
     if (half) {
       stream.take(count, narrow, dim);
     } else if (how == Out::kStreamed) {
@@ -169,8 +177,10 @@ inline void rows(const Table& t, const int64_t* ids, int64_t count, void* out, O
   }
   float* block = scratch;
   RowStream stream(t, ids, count, scratch + kBlockRows * dim);
-  for (int64_t i = 0; i < count; i += kBlockRows) {
-    const int64_t some = least(kBlockRows, count - i);
+  // A line's group at a time, lines are asked for while products of the rows before keep the processor busy.
+  const int64_t together = t.map && t.shared.is_line_form() && !t.exact.count && !t.levels.count ? kGroup : kBlockRows;
+  for (int64_t i = 0; i < count; i += together) {
+    const int64_t some = least(together, count - i);
     stream.take(some, half ? block : wide + i * dim, dim);
     if (half) to_half(block, some * dim, narrow + i * dim);
   }

@@ -139,9 +139,9 @@ class Table : public LevelTable {
     std::vector<int64_t> bounds(begin, begin + bags);
     bounds.push_back(count);
     if (bags < 1 || bounds[0] != 0) return nb::none();
-    for (int64_t b = 0; b < bags; ++b) {
-      if (bounds[b] > bounds[b + 1]) return nb::none();
-    }
+    bool ascending = true;
+    for (int64_t b = 0; b < bags; ++b) ascending &= bounds[b] <= bounds[b + 1];
+    if (!ascending) return nb::none();
     npy_intp shape[2] = {bags, table_.embedding_dim};
     nb::object rows = new_array(2, shape, half ? NPY_HALF : NPY_FLOAT);
     void* out = PyArray_DATA(reinterpret_cast<PyArrayObject*>(rows.ptr()));

@@ -28,24 +28,25 @@ namespace HFH_ISA {
 // Where each unit of a line form reads, and what its gradient is. Writes count * chunks places.
 inline void locate(const Shared& shared, const int64_t* ids, int64_t count, const float* grads, float factor, uint32_t* line,
                    Unit* units) {
-  const int64_t chunks = shared.num_chunks(), size = shared.chunk_size;
+  const int64_t chunks = shared.num_chunks(), size = shared.chunk_size, draws = size == 32 ? 3 : 2;
   const uint32_t lines = static_cast<uint32_t>(shared.slots / kLineBits);
   const uint64_t used_fields = shared.signs ? ~0ULL : 0x7F7F7F7F7F7F7F7FULL;
   for (int64_t i = 0; i < count; i += kGroup) {
     const int64_t some = least(kGroup, count - i);
     int64_t id[kGroup] = {};
-    uint64_t state[kGroup], where[kGroup], fields[kGroup];
+    uint64_t state[kGroup], where[kGroup], fields[2][kGroup] = {};
     std::memcpy(id, ids + i, static_cast<size_t>(some) * sizeof(int64_t));
     for (int j = 0; j < kGroup; ++j) state[j] = id_state(shared.key, id[j]);
     for (int64_t c = 0; c < chunks; ++c) {
       for (int j = 0; j < kGroup; ++j) {
-        where[j] = static_cast<uint64_t>(static_cast<uint32_t>(draw(state[j], 2 * c) >> 32)) * lines >> 32;
-        fields[j] = draw(state[j], 2 * c + 1) & used_fields;
+        where[j] = static_cast<uint64_t>(static_cast<uint32_t>(draw(state[j], draws * c) >> 32)) * lines >> 32;
+        fields[0][j] = draw(state[j], draws * c + 1) & used_fields;
       }
+      for (int j = 0; j < kGroup && draws == 3; ++j) fields[1][j] = draw(state[j], draws * c + 2) & used_fields;
       const int16_t used = static_cast<int16_t>(least(size, shared.dim - c * size));
       for (int64_t j = 0; j < some; ++j) {
         line[(i + j) * chunks + c] = static_cast<uint32_t>(where[j]);
-        units[(i + j) * chunks + c] = {fields[j], grads + (i + j) * shared.dim + c * size, factor, used,
+        units[(i + j) * chunks + c] = {{fields[0][j], fields[1][j]}, grads + (i + j) * shared.dim + c * size, factor, used,
                                        static_cast<int16_t>(size)};
       }
     }
@@ -127,23 +128,25 @@ inline void add_batch(const Step& step, const Batch& batch, const Rows& rows, fl
   const int64_t line = static_cast<int64_t>(step.line[batch.begin]) * kLineBits, count = batch.end - batch.begin;
   const Noise noise(sizeof(Value) == 2 && batch.last ? mix64(step.seed + step.line[batch.begin]) : 0);
   for (int u = 0; u < kLineBits / kSize; ++u) {
-    for (int w = 0; w < kSize / 64; ++w) ahead(u * (kSize / 64) + w);
+    for (int w = u * kSize; w < (u + 1) * kSize; w += kSize < 64 ? kSize : 64) {
+      if (w % 64 == 0) ahead(w / 64);
+    }
     Vec acc[kVecs], part[kVecs];
     for (int k = 0; k < kVecs; ++k) acc[k] = batch.first ? Vec{} : load(sum + u * kSize + k * kLanes);
     for (int64_t i = 0; i < count; ++i) {
-      const unsigned field = static_cast<unsigned>(rows.unit[i]->fields >> (8 * u)) & 0xFF;
+      const unsigned field = static_cast<unsigned>(rows.unit[i]->fields[u / 8] >> (u % 8 * 8)) & 0xFF;
       const Vec factor = spread(rows.factor[i][field >> 7]);
       rotated<kSize>(rows.row[i], (kSize - field) & (kSize - 1), part);
       for (int k = 0; k < kVecs; ++k) acc[k] = multiply_add(part[k], factor, acc[k]);
     }
     if (batch.last) {
-      uint64_t signs[kSize / 64] = {};
+      uint64_t signs[(kSize + 63) / 64] = {};
       for (int k = 0; k < kVecs; k += 2) {
-        const int of_word = k * kLanes % 64;
-        const WordVec* own = noise.of + of_word / kLanes;
-        signs[k * kLanes / 64] |= apply<kKind, Value>(step, line + u * kSize + k * kLanes, acc + k, own, before, after) << of_word;
+        const int slot = u * kSize + k * kLanes, of_word = k * kLanes % 64;
+        const WordVec* own = noise.of + slot % 64 / kLanes;
+        signs[k * kLanes / 64] |= apply<kKind, Value>(step, line + slot, acc + k, own, before, after) << of_word;
       }
-      if (kKind != StepKind::kGradient) std::memcpy(step.packed + (line + u * kSize) / 8, signs, sizeof signs);
+      if (kKind != StepKind::kGradient) std::memcpy(step.packed + (line + u * kSize) / 8, signs, kSize / 8);
     } else {
       for (int k = 0; k < kVecs; ++k) store(sum + u * kSize + k * kLanes, acc[k]);
     }
@@ -205,7 +208,9 @@ inline double update_as(const Step& step, int64_t begin, int64_t end) {
     }
     Vec before{}, after{};
     const auto ahead = [&](int eighth) { ask(soon, eighth); };
-    if (rows.unit[0]->size == 64) {
+    if (rows.unit[0]->size == 32) {
+      add_batch<kKind, Value, 32>(step, now, rows, sum, before, after, ahead);
+    } else if (rows.unit[0]->size == 64) {
       add_batch<kKind, Value, 64>(step, now, rows, sum, before, after, ahead);
     } else {
       add_batch<kKind, Value, kMostSize>(step, now, rows, sum, before, after, ahead);
