@@ -12,10 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hfh_embed.errors import InputError, RatioError
-from hfh_embed.layout import SnapshotSpec
 from hfh_embed.lookup import Table
-from hfh_embed.snapshot import Snapshot
-from hfh_embed.spec import PrivateSpec, TableSpec
 from hfh_embed.verbs.base import Progress, Verb, print_json, print_table
 
 __all__ = ["COMPARE"]
@@ -109,14 +106,10 @@ def _ours(rows: npt.NDArray[np.float32], ratio: float, seed: int, progress: Prog
 
 def _peer(rows: npt.NDArray[np.float32], ratio: float, method: str) -> tuple[Table, int] | None:
     """A peer's decoded rows as a table, and the bytes that it takes."""
-    from hfh_embed.codec.peers import PEERS
+    from hfh_embed.codec.peers import PEERS, dense_table
 
     made = PEERS[method](rows, int(rows.nbytes / ratio))
-    if made is None:
-        return None
-    spec = SnapshotSpec((TableSpec("table", rows.shape[0], rows.shape[1], private=PrivateSpec(rows.shape[1], 32)),))
-    decoded = np.ascontiguousarray(made[0], dtype=np.float32)
-    return Snapshot(spec, {"table/table/private.values": decoded})["table"], made[1]
+    return None if made is None else (dense_table(made[0]), made[1])
 
 
 COMPARE = Verb("methods of compression at equal bytes, on your own table", _arguments, _run)
