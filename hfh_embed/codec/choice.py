@@ -10,15 +10,13 @@ import numpy.typing as npt
 
 from hfh_embed.codec.codebooks import beam_for, is_large
 from hfh_embed.codec.coded import Effort, Form, Progress, Sample, fit_coded, nbytes, plan_coded, staircase
-from hfh_embed.codec.forms import Fit, fit_rows, rows_specs
-from hfh_embed.codec.stored import encode_values
+from hfh_embed.codec.forms import fit_rows, rows_specs
+from hfh_embed.codec.stored import StoredFit
 from hfh_embed.codec.trellis import ring_work
 from hfh_embed.errors import InputError
-from hfh_embed.layout import Array
-from hfh_embed.packing import levels_from_codes, unpack
 from hfh_embed.spec import ExactSpec, TableSpec
 
-__all__ = ["EXACT_BITS", "Choice", "Metric", "choose", "exact_rows", "smallest"]
+__all__ = ["EXACT_BITS", "Choice", "Metric", "choose", "smallest"]
 
 Metric = Literal["cosine", "dot", "l2"]
 F32 = npt.NDArray[np.float32]
@@ -42,7 +40,7 @@ MOST_STATE_BITS = 12
 class Choice:
     """The chosen form's fit, and what it lost on the part of the sample that decided."""
 
-    fit: Fit
+    fit: StoredFit
     relative_error: float
     recall_at_10: float
     mean_cosine: float
@@ -111,7 +109,7 @@ def choose(
         nonlocal best, tried
         tried += 1
         tell(min(tried, 10), 11, "try forms")
-        fit: Fit | None
+        fit: StoredFit | None
         if form is None:
             fit = fit_rows(table, budget, fitted.rows, sample.zeros)
         else:
@@ -176,23 +174,11 @@ def _exact(table: TableSpec, budget: int, latent: int) -> ExactSpec | None:
     return ExactSpec(count, EXACT_BITS) if count else None
 
 
-def exact_rows(fit: Fit, rows: npt.NDArray[np.floating]) -> tuple[Array, Array, F32]:
-    """Rows (n, D) as exact rows of a form: their stored values, their scales, and what they read as.
-
-    Raises:
-        InputError: latent rows that are too large for the scale of an exact row.
-    """
-    latent = fit.latent(rows)
-    values, scale = encode_values(latent, EXACT_BITS)
-    levels = levels_from_codes(unpack(values, latent.shape[1], EXACT_BITS), EXACT_BITS)
-    return values, scale, fit.dense(levels * scale.astype(np.float32)[:, None])
-
-
-def _measured(fit: Fit, trial: _Trial, metric: Metric) -> Choice:
+def _measured(fit: StoredFit, trial: _Trial, metric: Metric) -> Choice:
     """Weighted relative error, and how many of the nearest rows within the trial remain."""
     decoded: F32 = fit.encode(trial.rows)[1]
     if trial.hot.any():
-        decoded[trial.hot] = exact_rows(fit, trial.rows[trial.hot])[2]
+        decoded[trial.hot] = fit.exact(trial.rows[trial.hot], EXACT_BITS)[2]
     errors = np.square((trial.rows - decoded).astype(np.float64)).sum(axis=1)
     energy = (trial.rows.astype(np.float64) ** 2).sum(axis=1)
     error = float((trial.weights * errors).sum() / max(float((trial.weights * energy).sum()), 1e-300))

@@ -13,8 +13,8 @@ from hfh_embed import fidelity
 from hfh_embed.codec.choice import TRIAL_ROWS, Choice, Metric, choose, smallest
 from hfh_embed.codec.coded import Sample
 from hfh_embed.codec.encoding import Encoder, Errors, InMemory, Store, encode_table, own_arrays
-from hfh_embed.codec.forms import Fit
 from hfh_embed.codec.partial import Partial
+from hfh_embed.codec.stored import StoredFit
 from hfh_embed.codec.survey import Runner, chunks_of, in_turn, survey
 from hfh_embed.dense import DenseRows, Float32Rows
 from hfh_embed.errors import InputError, RatioError
@@ -159,11 +159,11 @@ class _Work:
             },
         )
 
-    def _encoded(self, fit: Fit) -> tuple[dict[str, Array], Errors]:
+    def _encoded(self, fit: StoredFit) -> tuple[dict[str, Array], Errors]:
         exact = np.empty(0, dtype=np.int64)
         if fit.table.exact is not None and self.frequencies is not None:
             exact = most_frequent(self.frequencies, fit.table.exact.count)
-        shared, own = fit.shared_arrays(), own_arrays(fit)
+        shared, own = dict(fit.arrays), own_arrays(fit)
         chunks = len(chunks_of(self.table.num_embeddings))
         store: Store = InMemory(own)
         if self.partial is not None and chunks > 1:

@@ -31,7 +31,8 @@ TRAINED_ON = {"faiss PQ": 65_536, "faiss OPQ": 10_000, "faiss RQ": 20_000, "fais
 
 def dense_table(rows: F32) -> Table:
     """Decoded rows (N, D) as a table, for fidelity.compare."""
-    spec = SnapshotSpec((TableSpec("table", *rows.shape, private=PrivateSpec(rows.shape[1], 32)),))
+    n, dim = rows.shape
+    spec = SnapshotSpec((TableSpec("table", n, dim, private=PrivateSpec(dim, 32)),))
     return Snapshot(spec, {"table/table/private.values": np.ascontiguousarray(rows, dtype=np.float32)})["table"]
 
 

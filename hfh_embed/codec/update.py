@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hfh_embed.codec.compress import cores
-from hfh_embed.codec.stored import StoredFit, encode_values, put_bits
+from hfh_embed.codec.stored import StoredFit, put_bits
 from hfh_embed.codec.survey import BLOCK_ROWS
 from hfh_embed.dense import DenseRows
 from hfh_embed.errors import InputError
@@ -211,7 +211,7 @@ def _grown(old: Table, spec: TableSpec) -> dict[str, Array]:
 
 
 def _store(fit: StoredFit, spec: TableSpec, arrays: dict[str, Array], ids: Ids, rows: npt.NDArray[np.float32]) -> None:
-    encoded = fit.encode(rows)
+    encoded, _ = fit.encode(rows)
     if spec.trellis is not None:
         put_bits(arrays["trellis.codes"], ids, encoded.pop("trellis.codes"))
     for name, array in encoded.items():
@@ -220,7 +220,7 @@ def _store(fit: StoredFit, spec: TableSpec, arrays: dict[str, Array], ids: Ids, 
         places = np.searchsorted(arrays["exact.ids"], ids)
         mine = np.flatnonzero(arrays["exact.ids"][np.minimum(places, spec.exact.count - 1)] == ids)
         if len(mine):
-            values, scale = encode_values(fit.latent(rows[mine]), spec.exact.bits)
+            values, scale, _ = fit.exact(rows[mine], spec.exact.bits)
             arrays["exact.values"][places[mine]] = values
             if spec.exact.bits <= 8:
                 arrays["exact.scale"][places[mine]] = scale

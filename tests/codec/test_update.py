@@ -61,6 +61,15 @@ def test_new_rows_lose_as_little_as_those_that_the_fit_was_made_for(kind: str, r
     assert np.abs(table.lookup(ids[:50]) - reference.rows(table.data, ids[:50])).max() < 1e-4
 
 
+@pytest.mark.parametrize(("kind", "ratio"), [("plain", 7), ("clustered", 16), ("of many lengths", 10)])
+def test_a_row_gets_the_codes_that_compress_gave_it(kind: str, ratio: float) -> None:
+    rows = _rows(kind, COUNT, 1)
+    snapshot = compress(rows, ratio=ratio)
+    again = update(snapshot, rows[::-1], np.arange(COUNT)[::-1]).snapshot
+    for name, array in snapshot.arrays.items():
+        assert (again.arrays[name] == array).mean() > 0.999, name  # sums of another order may turn a tie
+
+
 def test_rows_of_another_kind_are_told() -> None:
     snapshot = compress(_rows("plain", COUNT, 1), ratio=16)
     other = np.random.default_rng(3).normal(size=(300, 24)).astype(np.float32)
