@@ -16,7 +16,7 @@ from hfh_embed.codec.trellis import ring_work
 from hfh_embed.errors import InputError
 from hfh_embed.spec import ExactSpec, TableSpec
 
-__all__ = ["EXACT_BITS", "Choice", "Metric", "choose", "smallest"]
+__all__ = ["EXACT_BITS", "ZERO_BITS", "Choice", "Metric", "choose", "smallest"]
 
 Metric = Literal["cosine", "dot", "l2"]
 F32 = npt.NDArray[np.float32]
@@ -27,6 +27,9 @@ TRIAL_QUERIES = 400
 NEIGHBOURS = 10
 EXACT_SHARES = (0.0, 0.25)
 EXACT_BITS = 8
+ZERO_BITS = 1
+"""Of exact rows that are zeros: a scale of 0 makes any values zero."""
+
 WORK = 3e10
 """Steps of the search times states that encoding may cost: the larger the table, the fewer states."""
 
@@ -111,14 +114,13 @@ def choose(
         tell(min(tried, 10), 11, "try forms")
         fit: StoredFit | None
         if form is None:
-            fit = fit_rows(table, budget, fitted.rows, sample.zeros)
+            fit = fit_rows(table, budget, fitted.rows, sample.zeros > 0)
         else:
             plan = plan_coded(table, budget, fitted, form, quick, stairs)
             fit = fit_coded(plan, fitted, quick, seed, _silent) if plan is not None else None
         if fit is None:
             return False
-        exact = form.exact.count if form is not None and form.exact is not None else 0
-        trial = _trial(sample, hot, exact)
+        trial = _trial(sample, hot, form.exact if form is not None else None)
         try:
             choice = _measured(fit, trial, metric)
         except InputError:  # exact rows have no place in this form
@@ -133,9 +135,11 @@ def choose(
 
     consider(None)
     consider(Form(0, True))
-    others: tuple[int, ...] = () if sample.zeros else STAGES if not quick_only else (0, 2)
-    for stages in others:  # only a factor of 0 keeps rows of zeros
-        if not consider(Form(stages, False)) and stages > 1:
+    zeros = ExactSpec(sample.zeros, ZERO_BITS) if sample.zeros else None
+    for stages in (0, 2) if quick_only else STAGES:
+        if zeros is not None and stages == 0:  # its centre would be added to rows of zeros
+            continue
+        if not consider(Form(stages, False, zeros)) and stages > 1:
             break
     if best is not None and best[1] is not None and len(hot) and not sample.zeros:
         for share in EXACT_SHARES[1:]:
@@ -152,15 +156,17 @@ def choose(
     plan = plan_coded(table, budget, fitted, form, effort, stairs)
     assert plan is not None
     fit = fit_coded(plan, fitted, effort, seed, tell)
-    trial = _trial(sample, hot, form.exact.count if form.exact is not None else 0)
+    trial = _trial(sample, hot, form.exact)
     return _measured(fit, trial, metric)
 
 
-def _trial(sample: Sample, hot: npt.NDArray[np.int64], exact: int) -> _Trial:
-    """The first rows of the sample; of ids with known ranks, the ``exact`` most frequent would be exact."""
+def _trial(sample: Sample, hot: npt.NDArray[np.int64], exact: ExactSpec | None) -> _Trial:
+    """The first rows of the sample, and which would be exact: rows of zeros, or the most frequent of ids with known ranks."""
     rows = sample.rows[:TRIAL_ROWS]
-    ranks = hot[:TRIAL_ROWS] if len(hot) else np.full(len(rows), exact)
-    return _Trial(rows, sample.weights[:TRIAL_ROWS], ranks < exact)
+    mine: npt.NDArray[np.bool_] = np.zeros(len(rows), dtype=np.bool_)
+    if exact is not None:
+        mine = np.asarray(~rows.any(axis=1) if exact.bits == ZERO_BITS else hot[:TRIAL_ROWS] < exact.count)
+    return _Trial(rows, sample.weights[:TRIAL_ROWS], mine)
 
 
 def _silent(done: int, total: int, what: str) -> None:
@@ -177,8 +183,8 @@ def _exact(table: TableSpec, budget: int, latent: int) -> ExactSpec | None:
 def _measured(fit: StoredFit, trial: _Trial, metric: Metric) -> Choice:
     """Weighted relative error, and how many of the nearest rows within the trial remain."""
     decoded: F32 = fit.encode(trial.rows)[1]
-    if trial.hot.any():
-        decoded[trial.hot] = fit.exact(trial.rows[trial.hot], EXACT_BITS)[2]
+    if fit.table.exact is not None and trial.hot.any():
+        decoded[trial.hot] = fit.exact(trial.rows[trial.hot], fit.table.exact.bits)[2]
     errors = np.square((trial.rows - decoded).astype(np.float64)).sum(axis=1)
     energy = (trial.rows.astype(np.float64) ** 2).sum(axis=1)
     error = float((trial.weights * errors).sum() / max(float((trial.weights * energy).sum()), 1e-300))
@@ -215,11 +221,11 @@ def smallest(table: TableSpec, sample: Sample, seed: int) -> int:
     """Bytes of the smallest form that can be fitted."""
     quick = Effort(8, 1, 1_024, 1_024, 1)
     stairs = staircase(table, sample, quick, seed)
-    sizes = [nbytes(spec) for spec in rows_specs(table, sample.zeros)]
+    sizes = [nbytes(spec) for spec in rows_specs(table, sample.zeros > 0)]
     low, high = 1, min(sizes)
     while low < high:  # the least budget that some codes fit
         middle = (low + high) // 2
-        if plan_coded(table, middle, sample, Form(0, sample.zeros), quick, stairs) is None:
+        if plan_coded(table, middle, sample, Form(0, sample.zeros > 0), quick, stairs) is None:
             low = middle + 1
         else:
             high = middle

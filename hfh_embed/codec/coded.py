@@ -59,11 +59,11 @@ class Form:
 
 @dataclass(frozen=True)
 class Sample:
-    """Rows to fit to (n, D), float32, with weights (n,) of mean 1, and whether the table has rows of zeros, which must stay zero."""
+    """Rows to fit to (n, D), float32, with weights (n,) of mean 1, and how many rows of the table are zeros, which must stay zero."""
 
     rows: F32
     weights: F64
-    zeros: bool = False
+    zeros: int = 0
 
 
 @dataclass(frozen=True)
@@ -226,7 +226,7 @@ def fit_coded(plan: CodedPlan, sample: Sample, effort: Effort, seed: int, tell: 
     matrix = unit[:, None] * axes.axes[:width]
     if trellis.constant:
         matrix = np.concatenate((matrix, axes.centre[None]))
-    norms = _norms(rows, trellis.norm_bits, sample.zeros) if form.norms else None
+    norms = _norms(rows, trellis.norm_bits, sample.zeros > 0) if form.norms else None
     latent = _Draft(table, deviation, stages, fitted, norms, effort.threads).latent(
         rows, along, search, matrix.astype(np.float32)
     )

@@ -104,16 +104,15 @@ class StoredFit:
         rows = np.asarray(rows, dtype=np.float32)
         rest = self.latent(rows)
         arrays: dict[str, Array] = {}
-        found = np.zeros_like(rest)
+        found = np.zeros_like(rest) if self.table.coded is None else self._coded(rest, arrays)
         if self.table.coded is not None:
-            found = self._coded(rest, arrays)
             rest = rest - found
-        if self.table.trellis is not None:
-            left = rows - self.bias
-            if self.table.coded is not None and self.table.trellis.norm_bits:
-                left = left - found @ self.map
+        if (trellis := self.table.trellis) is not None:
+            left = rows - self.bias - found @ self.map if trellis.norm_bits else rows  # only a factor looks at these
             named = self._rings(rest, left, arrays)
-            found, rest = found + named, rest - named
+            found += named
+            if self.table.private is not None:
+                rest = rest - named
         if (private := self.table.private) is not None:
             scale = self.arrays.get("private.scale") if not private.row_scale else None
             values, scales = encode_values(rest[:, : private.dim], private.bits, scale)
@@ -185,8 +184,9 @@ class StoredFit:
         weight = self.weight[steps]
         states = encode_rings(target * step, trellis, values * step, weight / weight.mean(), self.threads)
         windows = windows_of(trellis)
-        found = np.zeros_like(latent)
-        found[:, steps] = values[windows.book, states[:, windows.step]]
+        found = values[windows.book, states[:, windows.step]]
+        if trellis.entries < latent.shape[1]:
+            found = np.pad(found, ((0, 0), (0, latent.shape[1] - trellis.entries)))
         norms = None
         if trellis.norm_bits:
             if trellis.constant:
