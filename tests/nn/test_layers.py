@@ -397,6 +397,21 @@ def test_from_pretrained_is_close_frozen_and_can_be_fine_tuned(tmp_path) -> None
     assert torch.allclose(bag(torch.tensor([[1, 2]])), layer.weight[[1, 2]].sum(0), atol=1e-5)
 
 
+@pytest.mark.parametrize("ratio", [7, 16])
+def test_rows_of_zeros_of_a_pretrained_table_are_zeros_with_finite_gradients(ratio: float) -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(40, 24)[torch.randint(0, 40, (4_000,))] + 0.1 * torch.randn(4_000, 24)
+    weight[[3, 9]] = 0
+    layer = hnn.HFHEmbedding.from_pretrained(weight, False, ratio=ratio)
+    rows = layer(torch.tensor([3, 9, 4]))
+    assert not rows[:2].any()
+    assert torch.isfinite(rows).all()
+    rows.square().sum().backward()
+    for name, parameter in layer.named_parameters():
+        assert parameter.grad is None or torch.isfinite(parameter.grad).all(), name
+
+
+
 def test_linear_and_conv_layers_train_on_one_pool() -> None:
     pool = hnn.Pool.for_tables({"fc": (10, 64), "conv": (8, 27)}, ratio=4, form="hashed_nets", std=0.1)
     conv = hnn.HFHConv2d(3, 8, 3, padding=1, pool=pool, name="conv")
