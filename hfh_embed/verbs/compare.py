@@ -19,6 +19,7 @@ __all__ = ["COMPARE"]
 
 OURS = "hfh compress"
 SLOW = ("faiss OPQ", "faiss LSQ")
+TAKES_LONG = "can take hours; --slow measures it"
 LARGEST_BYTES = 2**31
 
 
@@ -54,12 +55,14 @@ def _run(args: argparse.Namespace) -> None:
     if not np.isfinite(rows).all():
         raise InputError(f"{args.input} holds NaN or infinite values; remove or mend them")
     found: list[dict[str, Any]] = []
+    left_out: list[dict[str, Any]] = [] if args.slow else [{"method": name, "reason": TAKES_LONG} for name in SLOW]
     with Progress() as progress:
         for ratio in ratios:
             for method in (OURS, *(name for name in PEERS if args.slow or name not in SLOW)):
                 began = time.monotonic()
                 made = _ours(rows, ratio, args.seed, progress) if method == OURS else _peer(rows, ratio, method)
                 if made is None:
+                    left_out.append({"ratio": ratio, "method": method, "reason": "no size of it fits"})
                     continue
                 fidelity = compare(made[0], rows, queries=args.queries, seed=args.seed, progress=progress)
                 found.append(
@@ -75,7 +78,7 @@ def _run(args: argparse.Namespace) -> None:
                     }
                 )
     if args.json:
-        print_json({"table": table.name, "shape": rows.shape, "methods": found})
+        print_json({"table": table.name, "shape": rows.shape, "methods": found, "left_out": left_out})
         return
     print_table(
         ("at most", "method", "real ratio", "error", "recall@10", "cosine", "seconds"),
@@ -92,6 +95,9 @@ def _run(args: argparse.Namespace) -> None:
             for row in found
         ),
     )
+    for row in left_out:
+        where = f" at 1/{row['ratio']:g}" if "ratio" in row else ""
+        print(f"left out: {row['method']}{where}: {row['reason']}")
 
 
 def _ours(rows: npt.NDArray[np.float32], ratio: float, seed: int, progress: Progress) -> tuple[Table, int] | None:
