@@ -103,7 +103,7 @@ def measure(recorder: Recorder, name: str, ratio: float) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = [*TABLES, *MADE]
-    parser.add_argument("--tables", nargs="*", default=["journey_items", "words", "minilm", *MADE], choices=names)
+    parser.add_argument("--tables", nargs="*", default=["journey_items", "minilm", *MADE], choices=names)
     parser.add_argument("--ratios", type=float, nargs="*", default=[16, 32])
     args = parser.parse_args()
     recorder = Recorder("codec_exact", resume=True)
