@@ -32,11 +32,8 @@ from benchmarks.record import Recorder
 from benchmarks.trained import TABLES, trained_table
 from hfh_embed.codec import compress
 from hfh_embed.codec.allocation import error_bound
-from hfh_embed.codec.peers import PEERS
+from hfh_embed.codec.peers import PEERS, dense_table
 from hfh_embed.fidelity import compare
-from hfh_embed.layout import SnapshotSpec
-from hfh_embed.snapshot import Snapshot
-from hfh_embed.spec import PrivateSpec, TableSpec
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
@@ -73,12 +70,6 @@ def _peer(rows: F32, ratio: int, ids: I64, name: str) -> tuple[F32, int, str] | 
     return None if made is None else (made[0], made[1], "")
 
 
-def _dense(rows: F32) -> Any:
-    """Rows as a table, for fidelity.compare."""
-    spec = SnapshotSpec((TableSpec("table", *rows.shape, private=PrivateSpec(rows.shape[1], 32)),))
-    return Snapshot(spec, {"table/table/private.values": np.ascontiguousarray(rows, dtype=np.float32)})["table"]
-
-
 def measure(table: str, ratio: int, method: str) -> dict[str, Any] | None:
     """One method's figures, or None where no size of it fits."""
     rows = np.ascontiguousarray(trained_table(table), dtype=np.float32)
@@ -88,7 +79,7 @@ def measure(table: str, ratio: int, method: str) -> dict[str, Any] | None:
     seconds = time.perf_counter() - began
     if made is None:
         return None
-    fidelity = compare(_dense(made[0]), rows[ids], queries=1000)
+    fidelity = compare(dense_table(made[0]), rows[ids], queries=1000)
     return {
         "real_ratio": round(rows.nbytes / made[1], 3),
         "nbytes": made[1],

@@ -242,8 +242,12 @@ def test_compare_shows_methods_at_equal_bytes(tmp_path, capsys) -> None:
     document = _json(capsys, "compare", str(tmp_path / "t.npy"), "--ratios", "8", "--queries", "100")
     assert {row["method"] for row in document["methods"]} == {"hfh compress", "faiss PQ", "faiss RQ", "few-bit rows"}
     assert all(row["nbytes"] * 8 <= ROWS.nbytes for row in document["methods"])
-    assert main(["compare", str(tmp_path / "t.npy"), "--ratios", "2"]) == 0
-    assert "recall@10" in capsys.readouterr().out
+    assert [row["method"] for row in document["left_out"]] == ["faiss OPQ", "faiss LSQ"]
+    assert main(["compare", str(tmp_path / "t.npy"), "--ratios", "40"]) == 0
+    text = capsys.readouterr().out
+    assert "recall@10" in text
+    assert "left out: few-bit rows at 1/40: no size of it fits" in text
+    assert "left out: faiss LSQ: can take hours" in text
     for wrong in ("0.5", "eight", "8,,9"):
         assert "--ratios is" in _refused(capsys, "compare", str(tmp_path / "t.npy"), "--ratios", wrong)
 

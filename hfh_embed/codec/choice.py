@@ -10,15 +10,13 @@ import numpy.typing as npt
 
 from hfh_embed.codec.codebooks import beam_for, is_large
 from hfh_embed.codec.coded import Effort, Form, Progress, Sample, fit_coded, nbytes, plan_coded, staircase
-from hfh_embed.codec.forms import Fit, fit_rows, rows_specs
-from hfh_embed.codec.stored import encode_values
+from hfh_embed.codec.forms import fit_rows, rows_specs
+from hfh_embed.codec.stored import StoredFit
 from hfh_embed.codec.trellis import ring_work
 from hfh_embed.errors import InputError
-from hfh_embed.layout import Array
-from hfh_embed.packing import levels_from_codes, unpack
 from hfh_embed.spec import ExactSpec, TableSpec
 
-__all__ = ["EXACT_BITS", "Choice", "Metric", "choose", "exact_rows", "smallest"]
+__all__ = ["EXACT_BITS", "ZERO_BITS", "Choice", "Metric", "choose", "smallest"]
 
 Metric = Literal["cosine", "dot", "l2"]
 F32 = npt.NDArray[np.float32]
@@ -29,6 +27,9 @@ TRIAL_QUERIES = 400
 NEIGHBOURS = 10
 EXACT_SHARES = (0.0, 0.25)
 EXACT_BITS = 8
+ZERO_BITS = 1
+"""Of exact rows that are zeros: a scale of 0 makes any values zero."""
+
 WORK = 3e10
 """Steps of the search times states that encoding may cost: the larger the table, the fewer states."""
 
@@ -42,7 +43,7 @@ MOST_STATE_BITS = 12
 class Choice:
     """The chosen form's fit, and what it lost on the part of the sample that decided."""
 
-    fit: Fit
+    fit: StoredFit
     relative_error: float
     recall_at_10: float
     mean_cosine: float
@@ -111,16 +112,15 @@ def choose(
         nonlocal best, tried
         tried += 1
         tell(min(tried, 10), 11, "try forms")
-        fit: Fit | None
+        fit: StoredFit | None
         if form is None:
-            fit = fit_rows(table, budget, fitted.rows, sample.zeros)
+            fit = fit_rows(table, budget, fitted.rows, sample.zeros > 0)
         else:
             plan = plan_coded(table, budget, fitted, form, quick, stairs)
             fit = fit_coded(plan, fitted, quick, seed, _silent) if plan is not None else None
         if fit is None:
             return False
-        exact = form.exact.count if form is not None and form.exact is not None else 0
-        trial = _trial(sample, hot, exact)
+        trial = _trial(sample, hot, form.exact if form is not None else None)
         try:
             choice = _measured(fit, trial, metric)
         except InputError:  # exact rows have no place in this form
@@ -135,9 +135,11 @@ def choose(
 
     consider(None)
     consider(Form(0, True))
-    others: tuple[int, ...] = () if sample.zeros else STAGES if not quick_only else (0, 2)
-    for stages in others:  # only a factor of 0 keeps rows of zeros
-        if not consider(Form(stages, False)) and stages > 1:
+    zeros = ExactSpec(sample.zeros, ZERO_BITS) if sample.zeros else None
+    for stages in (0, 2) if quick_only else STAGES:
+        if zeros is not None and stages == 0:  # its centre would be added to rows of zeros
+            continue
+        if not consider(Form(stages, False, zeros)) and stages > 1:
             break
     if best is not None and best[1] is not None and len(hot) and not sample.zeros:
         for share in EXACT_SHARES[1:]:
@@ -154,15 +156,17 @@ def choose(
     plan = plan_coded(table, budget, fitted, form, effort, stairs)
     assert plan is not None
     fit = fit_coded(plan, fitted, effort, seed, tell)
-    trial = _trial(sample, hot, form.exact.count if form.exact is not None else 0)
+    trial = _trial(sample, hot, form.exact)
     return _measured(fit, trial, metric)
 
 
-def _trial(sample: Sample, hot: npt.NDArray[np.int64], exact: int) -> _Trial:
-    """The first rows of the sample; of ids with known ranks, the ``exact`` most frequent would be exact."""
+def _trial(sample: Sample, hot: npt.NDArray[np.int64], exact: ExactSpec | None) -> _Trial:
+    """The first rows of the sample, and which would be exact: rows of zeros, or the most frequent of ids with known ranks."""
     rows = sample.rows[:TRIAL_ROWS]
-    ranks = hot[:TRIAL_ROWS] if len(hot) else np.full(len(rows), exact)
-    return _Trial(rows, sample.weights[:TRIAL_ROWS], ranks < exact)
+    mine: npt.NDArray[np.bool_] = np.zeros(len(rows), dtype=np.bool_)
+    if exact is not None:
+        mine = np.asarray(~rows.any(axis=1) if exact.bits == ZERO_BITS else hot[:TRIAL_ROWS] < exact.count)
+    return _Trial(rows, sample.weights[:TRIAL_ROWS], mine)
 
 
 def _silent(done: int, total: int, what: str) -> None:
@@ -176,23 +180,11 @@ def _exact(table: TableSpec, budget: int, latent: int) -> ExactSpec | None:
     return ExactSpec(count, EXACT_BITS) if count else None
 
 
-def exact_rows(fit: Fit, rows: npt.NDArray[np.floating]) -> tuple[Array, Array, F32]:
-    """Rows (n, D) as exact rows of a form: their stored values, their scales, and what they read as.
-
-    Raises:
-        InputError: latent rows that are too large for the scale of an exact row.
-    """
-    latent = fit.latent(rows)
-    values, scale = encode_values(latent, EXACT_BITS)
-    levels = levels_from_codes(unpack(values, latent.shape[1], EXACT_BITS), EXACT_BITS)
-    return values, scale, fit.dense(levels * scale.astype(np.float32)[:, None])
-
-
-def _measured(fit: Fit, trial: _Trial, metric: Metric) -> Choice:
+def _measured(fit: StoredFit, trial: _Trial, metric: Metric) -> Choice:
     """Weighted relative error, and how many of the nearest rows within the trial remain."""
     decoded: F32 = fit.encode(trial.rows)[1]
-    if trial.hot.any():
-        decoded[trial.hot] = exact_rows(fit, trial.rows[trial.hot])[2]
+    if fit.table.exact is not None and trial.hot.any():
+        decoded[trial.hot] = fit.exact(trial.rows[trial.hot], fit.table.exact.bits)[2]
     errors = np.square((trial.rows - decoded).astype(np.float64)).sum(axis=1)
     energy = (trial.rows.astype(np.float64) ** 2).sum(axis=1)
     error = float((trial.weights * errors).sum() / max(float((trial.weights * energy).sum()), 1e-300))
@@ -229,11 +221,11 @@ def smallest(table: TableSpec, sample: Sample, seed: int) -> int:
     """Bytes of the smallest form that can be fitted."""
     quick = Effort(8, 1, 1_024, 1_024, 1)
     stairs = staircase(table, sample, quick, seed)
-    sizes = [nbytes(spec) for spec in rows_specs(table, sample.zeros)]
+    sizes = [nbytes(spec) for spec in rows_specs(table, sample.zeros > 0)]
     low, high = 1, min(sizes)
     while low < high:  # the least budget that some codes fit
         middle = (low + high) // 2
-        if plan_coded(table, middle, sample, Form(0, sample.zeros), quick, stairs) is None:
+        if plan_coded(table, middle, sample, Form(0, sample.zeros > 0), quick, stairs) is None:
             low = middle + 1
         else:
             high = middle

@@ -15,7 +15,6 @@ from functools import lru_cache
 from types import TracebackType
 from typing import Any, TypeVar
 
-from hfh_embed.codec.coded import CodedFit
 from hfh_embed.codec.encoding import Encoder
 from hfh_embed.codec.survey import Chunk
 from hfh_embed.errors import HFHError, InputError, MissingDependencyError
@@ -133,8 +132,8 @@ def _kept(work: Any) -> Callable[[Chunk], Any]:
 
 def _one_thread(do: Callable[[Chunk], Any]) -> Callable[[Chunk], Any]:
     """A task has one processor: there are as many tasks as processors."""
-    if isinstance(do, Encoder) and isinstance(do.fit, CodedFit):
-        return dataclasses.replace(do, fit=dataclasses.replace(do.fit, threads=1))
+    if isinstance(do, Encoder):
+        return dataclasses.replace(do, fit=do.fit.with_threads(1))
     return do
 
 

@@ -5,8 +5,6 @@ Fitted on a sample, then any rows are encoded, block by block. ``plan_coded`` fi
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,12 +13,13 @@ import numpy.typing as npt
 
 from hfh_embed.codec.allocation import error_bound, runs_for
 from hfh_embed.codec.codebooks import STAGE_BITS, STAGE_CODES, Search, Stages, Staircase, beam_for, kmeans_1d
-from hfh_embed.codec.transform import Axes, QuantisedMap, bands_for, principal_axes, quantise_map
-from hfh_embed.codec.trellis import FARTHEST, LARGEST, Books, encode_rings, fit_books, pack_rings
-from hfh_embed.layout import Array, table_arrays
+from hfh_embed.codec.stored import StoredFit, nearest_factors
+from hfh_embed.codec.transform import Axes, bands_for, principal_axes, quantise_map
+from hfh_embed.codec.trellis import FARTHEST, LARGEST, Books, encode_rings, fit_books
+from hfh_embed.layout import TableData, table_arrays
 from hfh_embed.spec import CodeChunk, CodedSpec, ExactSpec, MapSpec, TableSpec, TrellisSpec
 
-__all__ = ["CodedFit", "CodedPlan", "Effort", "Form", "fit_coded", "nbytes", "plan_coded", "staircase"]
+__all__ = ["CodedPlan", "Effort", "Form", "fit_coded", "nbytes", "plan_coded", "staircase"]
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -60,11 +59,11 @@ class Form:
 
 @dataclass(frozen=True)
 class Sample:
-    """Rows to fit to (n, D), float32, with weights (n,) of mean 1, and whether the table has rows of zeros, which must stay zero."""
+    """Rows to fit to (n, D), float32, with weights (n,) of mean 1, and how many rows of the table are zeros, which must stay zero."""
 
     rows: F32
     weights: F64
-    zeros: bool = False
+    zeros: int = 0
 
 
 @dataclass(frozen=True)
@@ -164,95 +163,38 @@ def _unit(rows: F32) -> F32:
 
 
 @dataclass(frozen=True)
-class CodedFit:
-    """A fitted form, ready to encode rows."""
+class _Draft:
+    """Stages, books and factors, before there is a map."""
 
     table: TableSpec
-    project: F32
-    """(D, R): rows, less the centre, along the axes."""
     deviation: F64
     """(entries of the trellis,): what rows along the axes are divided by."""
-    centre: F32
     stages: Stages
     books: Books
-    map: QuantisedMap
     norms: F32 | None
     threads: int
 
-    @property
-    def trellis(self) -> TrellisSpec:
-        """The trellis of the table."""
-        assert self.table.trellis is not None
-        return self.table.trellis
-
-    @functools.cached_property
-    def _search(self) -> Search | None:
-        return self.stages.search(beam_for(self.table), self.threads)
-
-    def shape(self, rows: F32) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint16], F32]:
-        """Stage codes, states and latent rows (n, R) of rows (n, D), before their factor."""
-        scaled = _unit(rows) if self.norms is not None else rows
-        along = ((scaled - self.centre) @ self.project).astype(np.float32)
-        codes, rest, latent = self.stages.encode(along, self._search)
-        entries = self.trellis.entries
+    def latent(self, rows: F32, along: F32, search: Search | None, matrix: F32) -> F32:
+        """The latent rows (n, R) that rows (n, D), ``along`` the axes (n, R), are described by; ``matrix`` (R, D) leads back."""
+        trellis = self.table.trellis
+        assert trellis is not None
+        _, rest, latent = self.stages.encode(along, search)
         states = encode_rings(
-            (rest[:, :entries] / self.deviation).astype(np.float32),
-            self.trellis,
+            (rest[:, : trellis.entries] / self.deviation).astype(np.float32),
+            trellis,
             self.books.values * self.books.unit,
             self.deviation**2 / max(float((self.deviation**2).mean()), 1e-300),
             self.threads,
         )
-        latent[:, :entries] += self.books.decode(states)
-        if self.trellis.constant:
+        latent[:, : trellis.entries] += self.books.decode(states)
+        if trellis.constant:
             latent = np.concatenate((latent, np.ones((len(latent), 1), dtype=np.float32)), axis=1)
-        return codes, states, latent
-
-    def encode(self, rows: F32) -> tuple[dict[str, Array], F32]:
-        """Stored arrays with one entry a row (rings as single bits), and the rows as they will be looked up."""
-        codes, states, latent = self.shape(rows)
-        norm = None
         if self.norms is not None:
-            norm = self._norm_codes(rows, latent @ self.map.matrix)
-            latent = latent * self.norms[norm][:, None]
-        arrays: dict[str, Array] = {"trellis.codes": pack_rings(states, norm, self.trellis)}
-        if self.table.coded is not None:
-            arrays["coded.codes"] = codes
-        return arrays, self.dense(latent)
-
-    def _norm_codes(self, rows: F32, shapes: F32) -> npt.NDArray[np.uint8]:
-        """The factor of each row that leaves the least error."""
-        assert self.norms is not None
-        length = (shapes**2).sum(axis=1)
-        wanted = np.divide((rows * shapes).sum(axis=1), length, out=np.zeros_like(length), where=length > 0)
-        wanted[~rows.any(axis=1)] = 0
-        places = np.searchsorted((self.norms[1:] + self.norms[:-1]) / 2, wanted)
-        return places.astype(np.uint8)
-
-    def dense(self, latent: F32) -> F32:
-        """Latent rows (n, R) as rows (n, D)."""
-        rows: F32 = latent @ self.map.matrix
-        if self.table.map is not None and self.table.map.bias:
-            rows += self.centre
-        return rows
-
-    def latent(self, rows: F32) -> F32:
-        """The latent rows (n, R) nearest to rows (n, D): what exact rows store."""
-        bias = self.centre if self.table.map is not None and self.table.map.bias else np.float32(0)
-        solved = np.linalg.lstsq(self.map.matrix.T.astype(np.float64), (rows - bias).T.astype(np.float64), rcond=None)
-        found: F32 = solved[0].T.astype(np.float32)
-        return found
-
-    def shared_arrays(self) -> dict[str, Array]:
-        """The stored arrays that all rows use."""
-        arrays = self.map.arrays | self.stages.arrays | {"trellis.values": self.books.values}
-        if self.norms is not None:
-            arrays["trellis.norms"] = self.norms
-        if self.table.map is not None and self.table.map.bias:
-            arrays["map.bias"] = self.centre
-        return arrays
+            latent = latent * self.norms[nearest_factors(rows, latent @ matrix, self.norms)][:, None]
+        return latent
 
 
-def fit_coded(plan: CodedPlan, sample: Sample, effort: Effort, seed: int, tell: Progress) -> CodedFit:
+def fit_coded(plan: CodedPlan, sample: Sample, effort: Effort, seed: int, tell: Progress) -> StoredFit:
     """Fit books, factors and the map of a plan to the sample."""
     table, axes, form = plan.table, plan.axes, plan.form
     trellis, linear = table.trellis, table.map
@@ -268,7 +210,8 @@ def fit_coded(plan: CodedPlan, sample: Sample, effort: Effort, seed: int, tell: 
     books = [(book @ project).astype(np.float32) for book in plan.centroids]
     bits = table.coded.codebook_bits if table.coded is not None else 8
     stages = Stages.store(books, plan.members, unit, bits)
-    _, rest, _ = stages.encode(along, stages.search(beam_for(table), effort.threads))
+    search = stages.search(beam_for(table), effort.threads)
+    _, rest, _ = stages.encode(along, search)
     few = slice(0, effort.rows)
     fitted = fit_books(
         (rest[few, : trellis.entries] / deviation).astype(np.float32),
@@ -283,17 +226,18 @@ def fit_coded(plan: CodedPlan, sample: Sample, effort: Effort, seed: int, tell: 
     matrix = unit[:, None] * axes.axes[:width]
     if trellis.constant:
         matrix = np.concatenate((matrix, axes.centre[None]))
-    norms = _norms(rows, trellis.norm_bits, sample.zeros) if form.norms else None
-    first = CodedFit(
-        table, project, deviation, centre, stages, fitted, quantise_map(matrix, linear.bands), norms, effort.threads
+    norms = _norms(rows, trellis.norm_bits, sample.zeros > 0) if form.norms else None
+    latent = _Draft(table, deviation, stages, fitted, norms, effort.threads).latent(
+        rows, along, search, matrix.astype(np.float32)
     )
-    first = dataclasses.replace(first, map=QuantisedMap({}, matrix.astype(np.float32)))
-    _, _, latent = first.shape(rows)
-    if norms is not None:
-        latent = latent * norms[first._norm_codes(rows, first.dense(latent))][:, None]
     target = rows - (centre if linear.bias else np.float32(0))
     solved = _least_squares(latent, target, weights, matrix)
-    return dataclasses.replace(first, map=quantise_map(solved, linear.bands))
+    arrays = quantise_map(solved, linear.bands) | stages.arrays | {"trellis.values": fitted.values}
+    if norms is not None:
+        arrays["trellis.norms"] = norms
+    if linear.bias:
+        arrays["map.bias"] = centre
+    return StoredFit(TableData(table, None, arrays), effort.threads)
 
 
 def _norms(rows: F32, bits: int, zero: bool) -> F32:

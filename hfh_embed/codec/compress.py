@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from hfh_embed import fidelity
-from hfh_embed.codec.choice import TRIAL_ROWS, Choice, Metric, choose, smallest
+from hfh_embed.codec.choice import TRIAL_ROWS, ZERO_BITS, Choice, Metric, choose, smallest
 from hfh_embed.codec.coded import Sample
 from hfh_embed.codec.encoding import Encoder, Errors, InMemory, Store, encode_table, own_arrays
-from hfh_embed.codec.forms import Fit
 from hfh_embed.codec.partial import Partial
+from hfh_embed.codec.stored import StoredFit
 from hfh_embed.codec.survey import Runner, chunks_of, in_turn, survey
 from hfh_embed.dense import DenseRows, Float32Rows
 from hfh_embed.errors import InputError, RatioError
@@ -111,7 +111,7 @@ class _Work:
         self.rows, self.table, self.frequencies, self.vocabulary = rows, table, frequencies, vocabulary
         self.metric, self.seed, self.partial, self.run, self.tell = metric, seed, partial, run, tell
         self.weights = _weights(frequencies, rows.shape[0])
-        self.ids, self.sample = _sampled(rows, self.weights, table.padding_id, seed, run, tell)
+        self.ids, self.zeros, self.sample = _sampled(rows, self.weights, table.padding_id, seed, run, tell)
         self.ranks = np.empty(0, dtype=np.int64)
         if frequencies is not None:
             order = np.argsort(-np.asarray(frequencies, dtype=np.float64), kind="stable")
@@ -159,11 +159,13 @@ class _Work:
             },
         )
 
-    def _encoded(self, fit: Fit) -> tuple[dict[str, Array], Errors]:
+    def _encoded(self, fit: StoredFit) -> tuple[dict[str, Array], Errors]:
         exact = np.empty(0, dtype=np.int64)
-        if fit.table.exact is not None and self.frequencies is not None:
-            exact = most_frequent(self.frequencies, fit.table.exact.count)
-        shared, own = fit.shared_arrays(), own_arrays(fit)
+        if fit.table.exact is not None:
+            exact = self.zeros
+            if not len(self.zeros) and self.frequencies is not None:
+                exact = most_frequent(self.frequencies, fit.table.exact.count)
+        shared, own = dict(fit.arrays), own_arrays(fit)
         chunks = len(chunks_of(self.table.num_embeddings))
         store: Store = InMemory(own)
         if self.partial is not None and chunks > 1:
@@ -236,8 +238,8 @@ def _weights(frequencies: npt.NDArray[np.number] | None, count: int) -> F64 | No
 
 def _sampled(
     rows: Float32Rows, weights: F64 | None, padding_id: int | None, seed: int, run: Runner[Any], tell: Progress
-) -> tuple[Ids, Sample]:
-    """The ids of a sample in random order, and their rows; all rows are checked on the way."""
+) -> tuple[Ids, Ids, Sample]:
+    """The ids of a sample in random order, those of rows of zeros, and the sample; all rows are checked on the way."""
     generator = np.random.default_rng(seed)
     count = rows.shape[0]
     picked = np.arange(count)
@@ -245,10 +247,10 @@ def _sampled(
         picked = np.sort(generator.choice(count, SAMPLE_ROWS, replace=False))
     sample, zeros = survey(rows, picked, run, tell)
     if padding_id is not None:
-        zeros -= not rows[padding_id : padding_id + 1].any()  # its row is zero in every form
+        zeros = zeros[zeros != padding_id]  # its row is zero in every form
     own = weights[picked] if weights is not None else np.ones(len(picked))
     order = generator.permutation(len(picked))
-    return picked[order], Sample(np.ascontiguousarray(sample[order]), own[order], zeros > 0)
+    return picked[order], zeros, Sample(np.ascontiguousarray(sample[order]), own[order], len(zeros))
 
 
 def cores() -> int:
@@ -268,4 +270,6 @@ def _describe(table: TableSpec) -> str:
         assert table.private is not None
         text = f"rows of {table.private.bits} bits an entry"
         text += ", a scale a row" if table.private.row_scale else ""
-    return text + (f", {table.exact.count:,} exact rows" if table.exact is not None else "")
+    if table.exact is None:
+        return text
+    return text + f", {table.exact.count:,} " + ("rows of zeros" if table.exact.bits == ZERO_BITS else "exact rows")

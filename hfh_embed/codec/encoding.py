@@ -9,8 +9,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from hfh_embed.codec.choice import exact_rows
-from hfh_embed.codec.forms import Fit
+from hfh_embed.codec.stored import StoredFit
 from hfh_embed.codec.survey import BLOCK_ROWS, Chunk, Runner, chunks_of
 from hfh_embed.dense import Float32Rows
 from hfh_embed.layout import Array, ArraySpec, table_arrays
@@ -76,7 +75,7 @@ class _Encoded(NamedTuple):
 class Encoder:
     """Encode a chunk: the arrays of its rows, and what they lose."""
 
-    fit: Fit
+    fit: StoredFit
     rows: Float32Rows
     weights: F64 | None
     exact: Ids
@@ -92,9 +91,9 @@ class Encoder:
             if "trellis.codes" in arrays:
                 arrays["trellis.codes"] = np.packbits(arrays["trellis.codes"].reshape(-1), bitorder="little")
             first, last = np.searchsorted(self.exact, (part.start, part.stop))
-            if self.fit.table.exact is not None:
+            if (exact := self.fit.table.exact) is not None:
                 hot = self.exact[first:last] - start
-                arrays["exact.values"], arrays["exact.scale"], decoded[hot] = exact_rows(self.fit, block[hot])
+                arrays["exact.values"], arrays["exact.scale"], decoded[hot] = self.fit.exact(block[hot], exact.bits)
             for key, array in arrays.items():
                 blocks.setdefault(key, []).append(array)
             lost = ((block - decoded).astype(np.float64) ** 2).sum(axis=1)
@@ -106,10 +105,9 @@ class Encoder:
         return _Encoded({key: np.concatenate(parts) for key, parts in blocks.items()}, Errors(*sums.tolist()))
 
 
-def own_arrays(fit: Fit) -> dict[str, ArraySpec]:
+def own_arrays(fit: StoredFit) -> dict[str, ArraySpec]:
     """The arrays that have an entry for each row or each exact row."""
-    shared = fit.shared_arrays()
-    return {name: spec for name, spec in table_arrays(fit.table).items() if name not in shared}
+    return {name: spec for name, spec in table_arrays(fit.table).items() if name not in fit.arrays}
 
 
 def encode_table(encoder: Encoder, store: Store, run: Runner[Any], tell: Progress) -> Errors:

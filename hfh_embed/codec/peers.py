@@ -14,15 +14,26 @@ import numpy.typing as npt
 
 from hfh_embed.codec.codebooks import faiss_module
 from hfh_embed.codec.transform import half_steps
+from hfh_embed.layout import SnapshotSpec
+from hfh_embed.lookup import Table
 from hfh_embed.packing import levels_from_codes, round_to_codes
+from hfh_embed.snapshot import Snapshot
+from hfh_embed.spec import PrivateSpec, TableSpec
 
-__all__ = ["PEERS", "Made", "product_parts"]
+__all__ = ["PEERS", "Made", "dense_table", "product_parts"]
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
 Made = tuple[F32, int]
 CODES = 256
 TRAINED_ON = {"faiss PQ": 65_536, "faiss OPQ": 10_000, "faiss RQ": 20_000, "faiss LSQ": 5_000}
+
+
+def dense_table(rows: F32) -> Table:
+    """Decoded rows (N, D) as a table, for fidelity.compare."""
+    n, dim = rows.shape
+    spec = SnapshotSpec((TableSpec("table", n, dim, private=PrivateSpec(dim, 32)),))
+    return Snapshot(spec, {"table/table/private.values": np.ascontiguousarray(rows, dtype=np.float32)})["table"]
 
 
 def _sample(rows: F32, method: str) -> F32:

@@ -52,32 +52,33 @@ def in_turn(do: Callable[[Chunk], T], chunks: Sequence[Chunk]) -> Iterator[tuple
 
 class _Seen(NamedTuple):
     wrong: Ids
-    zeros: int
+    zeros: Ids
     sample: F32
 
 
 @dataclass(frozen=True)
 class Survey:
-    """Look at a chunk: which of its rows are not finite, how many are zeros, and those that are wanted for the sample."""
+    """Look at a chunk: which of its rows are not finite, which are zeros, and those that are wanted for the sample."""
 
     rows: Float32Rows
     picked: Ids
     """Ascending."""
 
     def __call__(self, chunk: Chunk) -> _Seen:
-        wrong, zeros, sample = [], 0, []
+        wrong, zeros, sample = [], [], []
         for start in range(chunk.start, chunk.stop, BLOCK_ROWS):
             block = self.rows[start : min(start + BLOCK_ROWS, chunk.stop)]
             wrong.append(start + np.flatnonzero(~np.isfinite(block).all(axis=1)))
-            zeros += len(block) - int(block.any(axis=1).sum())
+            zeros.append(start + np.flatnonzero(~block.any(axis=1)))
             first, last = np.searchsorted(self.picked, (start, start + len(block)))
             sample.append(block[self.picked[first:last] - start])
-        return _Seen(np.concatenate(wrong), zeros, np.concatenate(sample))
+        return _Seen(np.concatenate(wrong), np.concatenate(zeros), np.concatenate(sample))
 
 
-def survey(rows: Float32Rows, picked: Ids, run: Runner[Any], tell: Progress) -> tuple[F32, int]:
-    """The rows of ascending ids ``picked``, and how many of all rows are zeros; InputError lists rows that are not finite."""
-    chunks, done, zeros = chunks_of(rows.shape[0]), 0, 0
+def survey(rows: Float32Rows, picked: Ids, run: Runner[Any], tell: Progress) -> tuple[F32, Ids]:
+    """The rows of ascending ids ``picked``, and the ids whose rows are zeros, ascending; InputError lists rows that are not finite."""
+    chunks, done = chunks_of(rows.shape[0]), 0
+    zeros: list[Ids] = [np.empty(0, dtype=np.int64)] * len(chunks)
     sample: list[F32] = [np.empty((0, rows.shape[1]), dtype=np.float32)] * len(chunks)
     for chunk, seen in run(Survey(rows, picked), chunks):
         if len(seen.wrong):
@@ -87,7 +88,7 @@ def survey(rows: Float32Rows, picked: Ids, run: Runner[Any], tell: Progress) -> 
                 "remove or mend them, or make them zero (nan='zero', --nan zero)"
             )
         sample[chunk.number] = seen.sample
-        zeros += seen.zeros
+        zeros[chunk.number] = seen.zeros
         done += chunk.stop - chunk.start
         tell(done, rows.shape[0], "check")
-    return np.concatenate(sample), zeros
+    return np.concatenate(sample), np.concatenate(zeros)

@@ -12,7 +12,7 @@ from hfh_embed.layout import Array
 from hfh_embed.packing import levels_from_codes, pack, round_to_codes
 from hfh_embed.spec import MapBand
 
-__all__ = ["Axes", "QuantisedMap", "bands_for", "half_steps", "principal_axes", "quantise_map"]
+__all__ = ["Axes", "bands_for", "half_steps", "principal_axes", "quantise_map"]
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -44,27 +44,17 @@ def bands_for(bits: F64) -> tuple[MapBand, ...]:
     return tuple(MapBand(len(list(same)), value) for value, same in groupby(whole))
 
 
-@dataclass(frozen=True)
-class QuantisedMap:
-    """A stored map: its arrays, and the (R, D) float32 matrix that a lookup multiplies with."""
-
-    arrays: dict[str, Array]
-    matrix: F32
-
-
-def quantise_map(matrix: F64, bands: tuple[MapBand, ...]) -> QuantisedMap:
+def quantise_map(matrix: F64, bands: tuple[MapBand, ...]) -> dict[str, Array]:
     """Store a map (R, D) in few-bit values with one scale a latent entry."""
-    values, scales, dense, first = [], [], [], 0
+    values, scales, first = [], [], 0
     for band in bands:
         rows = matrix[first : first + band.rows]
         half_step = half_steps(rows, band.bits)
         codes = round_to_codes(rows, half_step[:, None].astype(np.float64), band.bits)
         values.append(pack(codes, band.bits).reshape(-1))
         scales.append(half_step)
-        dense.append(levels_from_codes(codes, band.bits).astype(np.float32) * half_step[:, None])
         first += band.rows
-    arrays: dict[str, Array] = {"map.values": np.concatenate(values), "map.scale": np.concatenate(scales)}
-    return QuantisedMap(arrays, np.concatenate(dense))
+    return {"map.values": np.concatenate(values), "map.scale": np.concatenate(scales)}
 
 
 def half_steps(values: npt.NDArray[np.floating], bits: int) -> F32:

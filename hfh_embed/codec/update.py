@@ -9,15 +9,16 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from hfh_embed.codec.choice import ZERO_BITS
 from hfh_embed.codec.compress import cores
-from hfh_embed.codec.stored import StoredFit, encode_values, put_bits
+from hfh_embed.codec.stored import StoredFit, put_bits
 from hfh_embed.codec.survey import BLOCK_ROWS
 from hfh_embed.dense import DenseRows
 from hfh_embed.errors import InputError
 from hfh_embed.layout import Array, SnapshotSpec, table_arrays
 from hfh_embed.lookup import Table
 from hfh_embed.snapshot import Snapshot
-from hfh_embed.spec import TableSpec
+from hfh_embed.spec import ExactSpec, TableSpec
 from hfh_embed.vocabulary import Vocabulary
 
 __all__ = ["Update", "update"]
@@ -117,6 +118,7 @@ def update(
     count = max(old.num_embeddings, int(wanted.max()) + 1)
     spec = old.spec.replace(num_embeddings=count)
     arrays = _grown(old, spec)
+    spec = _without_filled(spec, arrays, rows, wanted)
     for start in range(0, given, BLOCK_ROWS):
         block, own = _block(rows, start, old, wanted), wanted[start : start + BLOCK_ROWS]
         _store(fit, spec, arrays, own, block)
@@ -210,8 +212,24 @@ def _grown(old: Table, spec: TableSpec) -> dict[str, Array]:
     return arrays
 
 
+def _without_filled(spec: TableSpec, arrays: dict[str, Array], rows: DenseRows, ids: Ids) -> TableSpec:
+    """The table without exact rows for ids that were rows of zeros and now get others, which their codes describe better."""
+    if spec.exact is None or spec.exact.bits != ZERO_BITS:
+        return spec
+    mine = np.flatnonzero(np.isin(ids, arrays["exact.ids"]))
+    filled = [int(ids[place]) for place in mine if np.asarray(rows[place : place + 1]).any()]
+    kept = ~np.isin(arrays["exact.ids"], filled)
+    for name in ("exact.ids", "exact.values", "exact.scale"):
+        arrays[name] = arrays[name][kept]
+    if not kept.any():
+        for name in ("exact.ids", "exact.values", "exact.scale"):
+            del arrays[name]
+    count = int(kept.sum())
+    return spec.replace(exact=ExactSpec(count, ZERO_BITS) if count else None)
+
+
 def _store(fit: StoredFit, spec: TableSpec, arrays: dict[str, Array], ids: Ids, rows: npt.NDArray[np.float32]) -> None:
-    encoded = fit.encode(rows)
+    encoded, _ = fit.encode(rows)
     if spec.trellis is not None:
         put_bits(arrays["trellis.codes"], ids, encoded.pop("trellis.codes"))
     for name, array in encoded.items():
@@ -220,7 +238,7 @@ def _store(fit: StoredFit, spec: TableSpec, arrays: dict[str, Array], ids: Ids, 
         places = np.searchsorted(arrays["exact.ids"], ids)
         mine = np.flatnonzero(arrays["exact.ids"][np.minimum(places, spec.exact.count - 1)] == ids)
         if len(mine):
-            values, scale = encode_values(fit.latent(rows[mine]), spec.exact.bits)
+            values, scale, _ = fit.exact(rows[mine], spec.exact.bits)
             arrays["exact.values"][places[mine]] = values
             if spec.exact.bits <= 8:
                 arrays["exact.scale"][places[mine]] = scale

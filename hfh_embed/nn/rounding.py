@@ -41,6 +41,7 @@ class _Levels(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, half_step: Tensor, bits: int) -> Tensor:
+        half_step = half_step.clamp_min(1e-30)  # that of a row of zeros is 0
         ctx.half_step = half_step
         half = 2 ** (bits - 1)
         return 2 * torch.floor(values / (2 * half_step)).clamp_(-half, half - 1) + 1

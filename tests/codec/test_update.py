@@ -61,6 +61,34 @@ def test_new_rows_lose_as_little_as_those_that_the_fit_was_made_for(kind: str, r
     assert np.abs(table.lookup(ids[:50]) - reference.rows(table.data, ids[:50])).max() < 1e-4
 
 
+@pytest.mark.parametrize(("kind", "ratio"), [("plain", 7), ("clustered", 16), ("of many lengths", 10)])
+def test_a_row_gets_the_codes_that_compress_gave_it(kind: str, ratio: float) -> None:
+    rows = _rows(kind, COUNT, 1)
+    snapshot = compress(rows, ratio=ratio)
+    again = update(snapshot, rows[::-1], np.arange(COUNT)[::-1]).snapshot
+    for name, array in snapshot.arrays.items():
+        assert (again.arrays[name] == array).mean() > 0.999, name  # sums of another order may turn a tie
+
+
+def test_rows_of_zeros_stay_zeros_until_they_get_others() -> None:
+    rows, later = _rows("clustered", COUNT, 1), _rows("clustered", 4, 2)
+    rows[[5, 99, 700]] = 0
+    snapshot = compress(rows, ratio=16)
+    assert "3 rows of zeros" in snapshot.metadata["method"]
+    later[0] = 0
+    some = update(snapshot, later[:2], [5, 99]).snapshot["table"]
+    assert not some.lookup([5, 700]).any()
+    assert some.lookup([99]).any()
+    assert some.spec.exact is not None
+    assert some.spec.exact.count == 2
+    none = update(snapshot, later[1:], [5, 99, 700]).snapshot["table"]
+    assert none.spec.exact is None
+    found = none.lookup([5, 99, 700])
+    assert ((found - later[1:]) ** 2).sum() < 0.5 * (later[1:] ** 2).sum()
+    others = np.setdiff1d(np.arange(COUNT), [5, 99, 700])
+    assert np.array_equal(none.lookup(others), snapshot["table"].lookup(others))
+
+
 def test_rows_of_another_kind_are_told() -> None:
     snapshot = compress(_rows("plain", COUNT, 1), ratio=16)
     other = np.random.default_rng(3).normal(size=(300, 24)).astype(np.float32)

@@ -384,7 +384,7 @@ def test_from_pretrained_is_close_frozen_and_can_be_fine_tuned(tmp_path) -> None
         rows = snapshot["table"].lookup(np.arange(2_000))
         assert snapshot.ratio >= 8
     assert np.allclose(rows, layer.weight.numpy(), atol=1e-5)
-    tuned = hnn.HFHEmbedding.from_pretrained(weight, False, ratio=8)
+    tuned = hnn.HFHEmbedding.from_pretrained(weight, False, ratio=10)
     optimizer = torch.optim.Adam(tuned.parameters(), lr=3e-3)
     wanted = weight + 0.2  # what a task might want instead
     before = (tuned.weight - wanted).square().sum().item()
@@ -395,6 +395,20 @@ def test_from_pretrained_is_close_frozen_and_can_be_fine_tuned(tmp_path) -> None
     assert (tuned.weight - wanted).square().sum().item() < 0.9 * before
     bag = hnn.HFHEmbeddingBag.from_pretrained(weight, mode="sum", ratio=8)
     assert torch.allclose(bag(torch.tensor([[1, 2]])), layer.weight[[1, 2]].sum(0), atol=1e-5)
+
+
+@pytest.mark.parametrize("ratio", [7, 16])
+def test_rows_of_zeros_of_a_pretrained_table_are_zeros_with_finite_gradients(ratio: float) -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(40, 24)[torch.randint(0, 40, (4_000,))] + 0.1 * torch.randn(4_000, 24)
+    weight[[3, 9]] = 0
+    layer = hnn.HFHEmbedding.from_pretrained(weight, False, ratio=ratio)
+    rows = layer(torch.tensor([3, 9, 4]))
+    assert not rows[:2].any()
+    assert torch.isfinite(rows).all()
+    rows.square().sum().backward()
+    for name, parameter in layer.named_parameters():
+        assert parameter.grad is None or torch.isfinite(parameter.grad).all(), name
 
 
 def test_linear_and_conv_layers_train_on_one_pool() -> None:
