@@ -59,6 +59,8 @@ def learn(
     before = _reset_peak()
     wall, cpu = time.perf_counter(), time.process_time()
     best, history = train(task, model, embed, optimizer, seed, max(max_epochs or task.max_epochs, embed.settles))
+    if embed.after_training():
+        best |= {"valid": task.score(model, "valid")[task.goal], "test": task.score(model, "test")}
     return {
         "valid": round(best["valid"], 5),
         "test": {name: round(value, 5) for name, value in best["test"].items()},

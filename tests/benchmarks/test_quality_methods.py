@@ -4,7 +4,17 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.quality.methods import ABLATION, COMPARED, FULL, METHODS, OURS, Shapes, TooSmallError, default_method
+from benchmarks.quality.methods import (
+    ABLATION,
+    AFTERWARDS,
+    COMPARED,
+    FULL,
+    METHODS,
+    OURS,
+    Shapes,
+    TooSmallError,
+    default_method,
+)
 from benchmarks.quality.methods.base import Joined
 from benchmarks.quality.methods.forms import Formed
 from benchmarks.quality.methods.popular import rice
@@ -36,6 +46,7 @@ def trained(name: str, ratio: float, epochs: int = 6) -> tuple[Joined, list[floa
         embed.after_backward()
         optimizer.step()
         losses.append(loss.item())
+    embed.after_training()
     return embed, losses
 
 
@@ -53,7 +64,7 @@ def test_a_method_learns_within_its_bytes_or_says_that_it_cannot(name: str, rati
     assert np.mean(losses[-5:]) < losses[0], losses
 
 
-@pytest.mark.parametrize("name", [name for name in COMPARED if name not in FEW_BIT])
+@pytest.mark.parametrize("name", [name for name in COMPARED if name not in FEW_BIT | set(AFTERWARDS)])
 def test_every_trained_value_of_a_peer_is_counted(name: str) -> None:
     embed, _ = trained(name, 20, epochs=1)
     if isinstance(embed, Formed):
@@ -122,6 +133,17 @@ def test_what_the_ablation_changes_keeps_to_the_same_bytes(group: str) -> None:
         embed = make(SHAPES, 32, 0)
         assert SHAPES.budget(32) - 256 < embed.nbytes <= SHAPES.budget(32), name
         assert torch.isfinite(embed(FIELDS, torch.tensor([[0, 3000], [999, 1]]))).all(), name
+
+
+def test_what_is_compressed_after_training_is_judged_by_the_rows_that_are_left() -> None:
+    embed, _ = trained("hfh after training", 32)
+    ids = torch.tensor([[0, 3000], [999, 1]])
+    after = embed(FIELDS, ids)
+    torch.manual_seed(0)
+    whole = METHODS[FULL](SHAPES, 1, 0)
+    assert embed.nbytes <= SHAPES.budget(32) < whole.nbytes
+    assert not torch.equal(after, whole(FIELDS, ids))
+    assert not whole.after_training(), "other methods are judged as they were trained"
 
 
 def test_one_map_is_shared_by_all_fields() -> None:

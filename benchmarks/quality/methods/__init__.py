@@ -12,10 +12,12 @@ from benchmarks.quality.methods.forms import Formed, private_form
 from benchmarks.quality.methods.learned import Clustered, DeepHash
 from benchmarks.quality.methods.popular import HotRows, MixedDimensions, Pruned
 from benchmarks.quality.methods.rows import FewBitRows, Full, Mapped
+from benchmarks.quality.methods.trained import AFTERWARDS, Compressed
 from hfh_embed.budget import PRESETS, Form, choose
 
 __all__ = [
     "ABLATION",
+    "AFTERWARDS",
     "COMPARED",
     "FULL",
     "METHODS",
@@ -28,6 +30,10 @@ __all__ = [
 ]
 
 Maker = Callable[[Shapes, float, int], Embedding]
+
+
+def _after(name: str) -> Maker:
+    return partial(Compressed, compress=AFTERWARDS[name])
 
 
 def _form(form: Form | Callable[[float, int], Form] | None) -> Maker:
@@ -45,6 +51,7 @@ OURS: Mapping[str, Maker] = {
     "hfh line + map": _form(Form(latent_dim=16)),
     "hfh line + exact rows": _form(Form(exact_share=0.3, exact_bits=4)),
     "hfh by frequency": _form(None),
+    "hfh after training": _after("hfh after training"),
 }
 PEERS: Mapping[str, Maker] = {
     "few-bit rows": FewBitRows,
@@ -63,6 +70,9 @@ PEERS: Mapping[str, Maker] = {
     "tensor train": TensorTrain,
     "deep hash embedding": DeepHash,
     "the paper's HFH": _form(PRESETS["hfh"]),
+    "few bits after training": _after("few bits after training"),
+    "PQ after training": _after("PQ after training"),
+    "OPQ after training": _after("OPQ after training"),
 }
 COMPARED: Mapping[str, Maker] = {FULL: Full} | OURS | PEERS
 METHODS: Mapping[str, Maker] = COMPARED | {name: make for group in ABLATION.values() for name, make in group.items()}

@@ -71,6 +71,10 @@ class Embedding(nn.Module):
     def after_backward(self) -> None:
         """Called when gradients are there, before the optimizer's step."""
 
+    def after_training(self) -> bool:
+        """Called when training has ended; whether rows are others now."""
+        return False
+
 
 class Joined(Embedding):
     """A method on the long table: :meth:`rows` of distinct ids, and :meth:`arrays`, which is what would be stored."""
