@@ -34,7 +34,9 @@ def trained(name: str, ratio: float, epochs: int = 6) -> tuple[Joined, list[floa
     torch.manual_seed(0)
     embed = METHODS[name](SHAPES, ratio, 0)
     assert isinstance(embed, Joined)
-    optimizer = torch.optim.Adam(embed.parameters(), lr=0.02)
+    optimizer = embed.own_optimizer(2e-4 if name.endswith("SGD") else 0.02) or torch.optim.Adam(
+        embed.parameters(), lr=0.02
+    )
     ids = torch.from_numpy(np.stack([np.random.default_rng(1).integers(n, size=40) for n in SIZES.values()], axis=1))
     target = torch.randn(40, 2, 32) * 0.1
     losses = []

@@ -71,6 +71,10 @@ class Embedding(nn.Module):
     def after_backward(self) -> None:
         """Called when gradients are there, before the optimizer's step."""
 
+    def own_optimizer(self, rate: float) -> torch.optim.Optimizer | None:
+        """The optimizer of all the method's parameters where it is not Adam."""
+        return None
+
     def after_training(self) -> bool:
         """Called when training has ended; whether rows are others now."""
         return False

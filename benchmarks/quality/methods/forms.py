@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from benchmarks.quality.methods.base import Joined, Shapes, TooSmallError
@@ -12,14 +13,22 @@ from hfh_embed import nn as hnn
 from hfh_embed.budget import Form
 from hfh_embed.errors import RatioError
 
-__all__ = ["Formed", "private_form"]
+__all__ = ["Formed", "Lean", "private_form"]
+
+SGD_RATES = 1e4
+"""What plain gradient descent's rates are in units of Adam's, so that one list of rates does for both."""
 
 
 class Formed(Joined):
     """One long table of a form, of the form that a function gives for (ratio, D), or of the one that frequencies choose (None)."""
 
     def __init__(
-        self, shapes: Shapes, ratio: float, seed: int, form: Form | Callable[[float, int], Form] | None
+        self,
+        shapes: Shapes,
+        ratio: float,
+        seed: int,
+        form: Form | Callable[[float, int], Form] | None,
+        master: str = "float32",
     ) -> None:
         super().__init__(shapes)
         if form is not None and not isinstance(form, Form):
@@ -32,6 +41,7 @@ class Formed(Joined):
                 form=form,
                 seed=seed,
                 std=shapes.std,
+                master=master,
                 frequencies=shapes.joined_counts if form is None or form.exact_share or form.level_share else None,
             )
         except RatioError as error:
@@ -43,6 +53,18 @@ class Formed(Joined):
     @property
     def nbytes(self) -> int:  # type: ignore[override]
         return self.table.nbytes
+
+
+class Lean(Formed):
+    """The line with little memory to train in: bfloat16 masters, gradients of the lines that a batch touches, Adam's moments or none."""
+
+    def __init__(self, shapes: Shapes, ratio: float, seed: int, form: Form, moments: bool) -> None:
+        super().__init__(shapes, ratio, seed, form, "bfloat16")
+        self._moments = moments
+
+    def own_optimizer(self, rate: float) -> torch.optim.Optimizer:
+        assert self.table.pool is not None
+        return hnn.PoolAdam(self.table.pool, rate) if self._moments else hnn.PoolSGD(self.table.pool, SGD_RATES * rate)
 
 
 def private_form(ratio: float, dim: int, **more: Any) -> Form:
