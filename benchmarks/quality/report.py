@@ -106,8 +106,8 @@ class Cells:
 def summary(cells: Cells) -> str:
     """Where the default stands against the best peer, and HFH's best form beside it."""
     lines = [
-        "| data set | ratio | full table | default | its figure | HFH's best form | its figure | best peer | its figure | default against the peer |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| data set | ratio | full table | best peer | its figure | default | its figure | against the peer | HFH's best form | its figure | against the peer |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for dataset in DATASETS:
         metric = GOALS[dataset][0]
@@ -119,10 +119,11 @@ def summary(cells: Cells) -> str:
             ours = cells.figure(dataset, default, ratio, metric)
             if peer is None or ours is None or best is None:
                 continue
-            verdict = _verdict(ours, peer[1], cells.spread(dataset, metric))
+            spread = cells.spread(dataset, metric)
             lines.append(
-                f"| {dataset}, {TITLES[dataset, metric]} | {ratio:g}× | {full or '—'} | {default} | {ours} "
-                f"| {best[0]} | {best[1]} | {peer[0]} | {peer[1]} | {verdict} |"
+                f"| {dataset}, {TITLES[dataset, metric]} | {ratio:g}× | {full or '—'} | {peer[0]} | {peer[1]} "
+                f"| {default} | {ours} | {_verdict(ours, peer[1], spread)} "
+                f"| {best[0]} | {best[1]} | {_verdict(best[1], peer[1], spread)} |"
             )
     return "\n".join(lines)
 
