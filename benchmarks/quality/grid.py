@@ -19,9 +19,9 @@ CLOSE = ("hfh line", "hfh line, 16 words", "few-bit rows", *RIVALS[32])
 """What runs with a third seed at CLOSE_RATIOS."""
 CLOSE_RATIOS = (10, 32)
 PROBED = {
-    32: ("hfh line", "hfh mix", "hfh by frequency", "hfh after training", "few-bit rows", "low dimension, 2 bits"),
-    10: ("hfh mix", "hfh by frequency", "hfh after training", "few-bit rows", "PQ after training"),
-    100: ("hfh line", "hfh after training", "low dimension, 2 bits", "low dimension, 1 bit"),
+    32: ("hfh line", "hfh by frequency", "hfh after training", "few-bit rows", "low dimension, 2 bits"),
+    10: ("hfh by frequency", "hfh after training", "few-bit rows", "hfh mix"),
+    100: ("hfh line", "hfh after training", "low dimension, 2 bits"),
 }
 """What runs on the second data set."""
 SKETCHED = {32: ("hfh line", "hfh after training", "few-bit rows")}

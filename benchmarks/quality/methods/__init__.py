@@ -8,7 +8,7 @@ from functools import partial
 from benchmarks.quality.methods.ablation import ABLATION
 from benchmarks.quality.methods.base import Embedding, Shapes, TooSmallError
 from benchmarks.quality.methods.composed import HashEmbeddings, QuotientRemainder, TensorTrain
-from benchmarks.quality.methods.forms import Formed, Lean, private_form
+from benchmarks.quality.methods.forms import Formed, Lean, line_form, private_form
 from benchmarks.quality.methods.learned import Clustered, DeepHash
 from benchmarks.quality.methods.popular import HotRows, MixedDimensions, Pruned
 from benchmarks.quality.methods.rows import FewBitRows, Full, Mapped
@@ -41,19 +41,20 @@ def _form(form: Form | Callable[[float, int], Form] | None) -> Maker:
 
 
 FULL = "full table"
+SIXTEEN_WORDS = Form(num_hashes=16, chunk_size=32)
 OURS: Mapping[str, Maker] = {
-    "hfh line": _form(PRESETS["line"]),
-    "hfh line, 16 words": _form(Form(num_hashes=16, chunk_size=32)),
-    "hfh line + network": _form(Form(residual_hidden=16)),
+    "hfh line": _form(line_form()),
+    "hfh line, 16 words": _form(SIXTEEN_WORDS),
+    "hfh line + network": _form(line_form(residual_hidden=16)),
     "hfh mix": _form(private_form),
     "hfh mix + map": _form(partial(private_form, latent_dim=16)),
     "hfh mix + network": _form(partial(private_form, residual_hidden=16)),
-    "hfh line + map": _form(Form(latent_dim=16)),
-    "hfh line + exact rows": _form(Form(exact_share=0.3, exact_bits=4)),
+    "hfh line + map": _form(line_form(latent_dim=16)),
+    "hfh line + exact rows": _form(line_form(exact_share=0.3, exact_bits=4)),
     "hfh by frequency": _form(None),
     "hfh after training": _after("hfh after training"),
-    "hfh line, bfloat16": partial(Lean, form=PRESETS["line"], moments=True),
-    "hfh line, bfloat16, SGD": partial(Lean, form=PRESETS["line"], moments=False),
+    "hfh line, bfloat16": partial(Lean, form=line_form(), moments=True),
+    "hfh line, bfloat16, SGD": partial(Lean, form=line_form(), moments=False),
 }
 PEERS: Mapping[str, Maker] = {
     "few-bit rows": FewBitRows,
@@ -82,5 +83,11 @@ METHODS: Mapping[str, Maker] = COMPARED | {name: make for group in ABLATION.valu
 
 
 def default_method(ratio: float) -> str:
-    """The name of the form that the library picks when it is given nothing but the ratio."""
-    return "hfh line" if choose(ratio) == PRESETS["line"] else "hfh mix"
+    """The name of the form that the library picks for rows of 32 entries when it is given nothing but the ratio."""
+    picked = choose(ratio).table("table", 1000, 32, 0, "pool")
+    forms = {
+        "hfh line": line_form(),
+        "hfh line, 16 words": SIXTEEN_WORDS,
+        "hfh mix": private_form(ratio, 32),
+    }
+    return next(name for name, form in forms.items() if form.table("table", 1000, 32, 0, "pool") == picked)

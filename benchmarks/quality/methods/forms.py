@@ -13,7 +13,7 @@ from hfh_embed import nn as hnn
 from hfh_embed.budget import Form
 from hfh_embed.errors import RatioError
 
-__all__ = ["Formed", "Lean", "private_form"]
+__all__ = ["Formed", "Lean", "line_form", "private_form"]
 
 SGD_RATES = 1e4
 """What plain gradient descent's rates are in units of Adam's, so that one list of rates does for both."""
@@ -67,6 +67,11 @@ class Lean(Formed):
         return hnn.PoolAdam(self.table.pool, rate) if self._moments else hnn.PoolSGD(self.table.pool, SGD_RATES * rate)
 
 
+def line_form(**more: Any) -> Form:
+    """The line of 8 words of 64 slots, whatever the library's default is, so that rows of different times compare."""
+    return Form(num_hashes=8, chunk_size=64, **more)
+
+
 def private_form(ratio: float, dim: int, **more: Any) -> Form:
     """Few-bit coefficients of each id for at most four fifths of the bytes, in the first entries of a shared line.
 
@@ -74,6 +79,6 @@ def private_form(ratio: float, dim: int, **more: Any) -> Form:
     """
     affordable = 0.8 * 32 * dim / ratio
     if affordable >= 2 * dim:
-        return Form(private_bits=max(bits for bits in (2, 4, 8, 16) if bits * dim <= affordable), **more)
+        return line_form(private_bits=max(bits for bits in (2, 4, 8, 16) if bits * dim <= affordable), **more)
     own = min(dim, int(affordable) // 8 * 8)
-    return Form(private_dim=own, private_bits=1 if own else 0, **more)
+    return line_form(private_dim=own, private_bits=1 if own else 0, **more)
