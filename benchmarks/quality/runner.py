@@ -34,7 +34,7 @@ PROTOCOL: Mapping[str, int] = {"completejourney": 1, "amazon_book": 2, "beauty":
 DATASETS = tuple(PROTOCOL)
 RATES = (5e-4, 1.5e-3, 4e-3, 1.2e-2, 3.6e-2, 0.1)
 """Adam's rates for the embedding."""
-START: Mapping[str, float] = {"completejourney": 4e-3, "amazon_book": 3.6e-2, "beauty": 3.6e-2}
+START: Mapping[str, float] = {"completejourney": 4e-3, "amazon_book": 1.2e-2, "beauty": 1.2e-2}
 """Where the search for the best rate begins."""
 SEARCHED = ("completejourney", "amazon_book")
 """On the other every method trains at the start's rate, for want of time."""
