@@ -144,6 +144,14 @@ def test_alike_frequencies_give_every_id_a_row_of_few_bits(ratio: float, bits: i
         assert {level.bits for level in table.levels.each} == {bits}
 
 
+def test_alike_frequencies_give_rows_of_one_width_where_an_id_has_less_than_two_bytes() -> None:
+    (table,) = plan({"t": (10_000, 32)}, 100, frequencies={"t": np.full(10_000, 7)}).tables
+    assert table.levels is not None
+    assert [(level.count, level.dim, level.bits) for level in table.levels.each] == [(10_000, 4, 2)]
+    unequal = plan({"t": (10_000, 32)}, 100, frequencies={"t": 1 / (1 + np.arange(10_000))})
+    assert unequal == plan({"t": (10_000, 32)}, 100)
+
+
 def test_frequencies_of_some_tables_alone_or_at_ratios_without_rows_decide_nothing() -> None:
     some = {"users": 1 / (1 + np.arange(100_000))}
     assert plan(GROUP, 32, frequencies=some) == plan(GROUP, 32)

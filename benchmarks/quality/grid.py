@@ -21,7 +21,7 @@ CLOSE_RATIOS = (10, 32)
 PROBED = {
     32: ("hfh line", "hfh by frequency", "hfh after training", "few-bit rows", "low dimension, 2 bits"),
     10: ("hfh by frequency", "hfh after training", "few-bit rows", "hfh mix"),
-    100: ("hfh line", "hfh after training", "low dimension, 2 bits"),
+    100: ("hfh line", "hfh by frequency", "hfh after training", "low dimension, 2 bits"),
 }
 """What runs on the second data set."""
 SKETCHED = {32: ("hfh line", "hfh after training", "few-bit rows")}

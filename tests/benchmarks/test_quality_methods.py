@@ -34,9 +34,7 @@ def trained(name: str, ratio: float, epochs: int = 6) -> tuple[Joined, list[floa
     torch.manual_seed(0)
     embed = METHODS[name](SHAPES, ratio, 0)
     assert isinstance(embed, Joined)
-    optimizer = embed.own_optimizer(2e-4 if name.endswith("SGD") else 0.02) or torch.optim.Adam(
-        embed.parameters(), lr=0.02
-    )
+    optimizer = embed.own_optimizer(0.02) or torch.optim.Adam(embed.parameters(), lr=0.02)
     ids = torch.from_numpy(np.stack([np.random.default_rng(1).integers(n, size=40) for n in SIZES.values()], axis=1))
     target = torch.randn(40, 2, 32) * 0.1
     losses = []
@@ -146,6 +144,23 @@ def test_what_is_compressed_after_training_is_judged_by_the_rows_that_are_left()
     assert embed.nbytes <= SHAPES.budget(32) < whole.nbytes
     assert not torch.equal(after, whole(FIELDS, ids))
     assert not whole.after_training(), "other methods are judged as they were trained"
+
+
+@pytest.mark.parametrize("name", ABLATION["masters of bfloat16"])
+def test_bfloat16_masters_learn_without_a_gradient_of_the_whole_pool(name: str) -> None:
+    torch.manual_seed(0)
+    embed = METHODS[name](SHAPES, 32, 0)
+    optimizer = embed.own_optimizer(0.02 if name == "PoolAdam" else 2e-4)
+    assert optimizer is not None
+    ids, losses = torch.arange(40)[:, None].expand(-1, 2), []
+    for _ in range(20):
+        loss = (embed(FIELDS, ids) - 0.1).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.9 * losses[0], losses
+    assert all(p.dtype == torch.bfloat16 and p.grad is None for p in embed.parameters())
 
 
 def test_one_map_is_shared_by_all_fields() -> None:

@@ -8,7 +8,7 @@ from functools import partial
 from benchmarks.quality.methods.ablation import ABLATION
 from benchmarks.quality.methods.base import Embedding, Shapes, TooSmallError
 from benchmarks.quality.methods.composed import HashEmbeddings, QuotientRemainder, TensorTrain
-from benchmarks.quality.methods.forms import Formed, Lean, line_form, private_form
+from benchmarks.quality.methods.forms import Formed, line_form, private_form
 from benchmarks.quality.methods.learned import Clustered, DeepHash
 from benchmarks.quality.methods.popular import HotRows, MixedDimensions, Pruned
 from benchmarks.quality.methods.rows import FewBitRows, Full, Mapped
@@ -53,8 +53,6 @@ OURS: Mapping[str, Maker] = {
     "hfh line + exact rows": _form(line_form(exact_share=0.3, exact_bits=4)),
     "hfh by frequency": _form(None),
     "hfh after training": _after("hfh after training"),
-    "hfh line, bfloat16": partial(Lean, form=line_form(), moments=True),
-    "hfh line, bfloat16, SGD": partial(Lean, form=line_form(), moments=False),
 }
 PEERS: Mapping[str, Maker] = {
     "few-bit rows": FewBitRows,

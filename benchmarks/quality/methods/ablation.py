@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from benchmarks.quality.methods.base import Embedding, Shapes
-from benchmarks.quality.methods.forms import Formed, line_form, private_form
+from benchmarks.quality.methods.forms import Formed, Lean, line_form, private_form
 from hfh_embed.budget import Form
 from hfh_embed.spec import Locality, Reconstruction
 
@@ -48,6 +48,10 @@ def _private(share: float, bits: int) -> Callable[[float, int], Form]:
 
 
 ABLATION: Mapping[str, Mapping[str, Maker]] = {
+    "masters of bfloat16": {
+        "PoolAdam": partial(Lean, form=line_form(), moments=True),
+        "PoolSGD": partial(Lean, form=line_form(), moments=False),
+    },
     "U, words of one line": {f"words, U = {u}": partial(Formed, form=_words(u)) for u in (1, 2, 4)},
     "U, free addresses": {f"free, U = {u}, Z = 8": partial(Formed, form=_free(u)) for u in (1, 2, 4, 8, 16)},
     "Z": {f"free, U = 8, Z = {z}": partial(Formed, form=_free(8, z)) for z in (1, 32)},
