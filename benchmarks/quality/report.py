@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.quality.methods import ABLATION, COMPARED, FULL, OURS, PEERS, default_method
+from benchmarks.quality.methods import ABLATION, AFTERWARDS, COMPARED, FULL, OURS, PEERS, default_method
 from benchmarks.quality.runner import DATASETS
 
 __all__ = ["PAGE", "Cells", "write"]
@@ -56,7 +56,10 @@ class Figure:
 
 
 class Cells:
-    """The rows, one a cell and seed: of several learning rates the one that was best on the validation split with seed 0."""
+    """The rows, one a cell and seed: of several learning rates the one that was best on the validation split with seed 0.
+
+    What is compressed after training has the full table's.
+    """
 
     def __init__(self, rows: Iterable[dict[str, Any]]) -> None:
         self.rows = list(rows)
@@ -66,7 +69,9 @@ class Cells:
                 grouped[row["dataset"], row["method"], float(row["ratio"])].append(row)
         self._cells: dict[tuple[str, str, float], list[dict[str, Any]]] = {}
         for key, mine in grouped.items():
-            first = [row for row in mine if row["seed"] == 0]
+            dataset, method, _ = key
+            judged = grouped.get((dataset, FULL, 1.0), []) if method in AFTERWARDS else mine
+            first = [row for row in judged if row["seed"] == 0]
             if first:
                 rate = max(first, key=lambda row: row["valid"])["rate"]
                 self._cells[key] = list({row["seed"]: row for row in mine if row["rate"] == rate}.values())
