@@ -9,7 +9,7 @@ from benchmarks.quality.runner import DATASETS, Cell
 
 __all__ = ["ABLATION_RATIO", "TABLES", "cells"]
 
-STRONG = ("hfh line", "few-bit rows", "hfh line, 16 words", "hfh mix", "low dimension, 1 bit")
+STRONG = ("hfh line", "hfh line, SGD", "few-bit rows", "hfh line, 16 words", "hfh mix", "low dimension, 1 bit")
 RIVALS = {
     10: ("CAFE", "hfh by frequency", "hfh after training"),
     32: ("CAFE", "hfh by frequency", "hfh after training"),
@@ -24,7 +24,11 @@ PROBED = {
     100: ("hfh line", "hfh by frequency", "hfh after training", "low dimension, 2 bits"),
 }
 """What runs on the second data set."""
-SKETCHED = {32: ("hfh line", "hfh after training", "few-bit rows")}
+SKETCHED = {
+    32: ("hfh line", "hfh after training", "few-bit rows", "hfh by frequency"),
+    10: ("hfh after training", "few-bit rows", "hfh mix", "hfh by frequency"),
+    100: ("hfh line", "hfh after training"),
+}
 """And on the third."""
 RATIOS = (32, 100, 10, 1000)
 BETWEEN = (300, 16, 64, 8)

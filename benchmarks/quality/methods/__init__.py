@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from benchmarks.quality.methods.ablation import ABLATION
-from benchmarks.quality.methods.base import Embedding, Shapes, TooSmallError
+from benchmarks.quality.methods.base import Embedding, Shapes, TooSmallError, descending
 from benchmarks.quality.methods.composed import HashEmbeddings, QuotientRemainder, TensorTrain
-from benchmarks.quality.methods.forms import Formed, line_form, private_form
+from benchmarks.quality.methods.forms import Formed, Lean, line_form, private_form
 from benchmarks.quality.methods.learned import Clustered, DeepHash
 from benchmarks.quality.methods.popular import HotRows, MixedDimensions, Pruned
 from benchmarks.quality.methods.rows import FewBitRows, Full, Mapped
@@ -45,6 +45,8 @@ SIXTEEN_WORDS = Form(num_hashes=16, chunk_size=32)
 OURS: Mapping[str, Maker] = {
     "hfh line": _form(line_form()),
     "hfh line, 16 words": _form(SIXTEEN_WORDS),
+    "hfh line, SGD": partial(Lean, form=line_form(), moments=False),
+    "hfh line, 16 words, SGD": partial(Lean, form=SIXTEEN_WORDS, moments=False),
     "hfh line + network": _form(line_form(residual_hidden=16)),
     "hfh mix": _form(private_form),
     "hfh mix + map": _form(partial(private_form, latent_dim=16)),
@@ -71,6 +73,9 @@ PEERS: Mapping[str, Maker] = {
     "tensor train": TensorTrain,
     "deep hash embedding": DeepHash,
     "the paper's HFH": _form(PRESETS["hfh"]),
+    "few-bit rows, SGD": descending(FewBitRows),
+    "hashing trick, SGD": descending(_form(PRESETS["hashing_trick"])),
+    "CAFE, SGD": descending(HotRows),
     "few bits after training": _after("few bits after training"),
     "PQ after training": _after("PQ after training"),
     "OPQ after training": _after("OPQ after training"),

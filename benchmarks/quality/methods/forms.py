@@ -8,15 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.quality.methods.base import Joined, Shapes, TooSmallError
+from benchmarks.quality.methods.base import SGD_RATES, Joined, Shapes, TooSmallError
 from hfh_embed import nn as hnn
 from hfh_embed.budget import Form
 from hfh_embed.errors import RatioError
 
 __all__ = ["Formed", "Lean", "line_form", "private_form"]
-
-SGD_RATES = 1e4
-"""What plain gradient descent's rates are in units of Adam's, so that one list of rates does for both."""
 
 
 class Formed(Joined):
