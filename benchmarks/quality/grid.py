@@ -32,8 +32,7 @@ PROBED = {
 }
 """What runs on the second data set."""
 SKETCHED = {
-    32: ("hfh line", "hfh after training", "few-bit rows", "hfh by frequency"),
-    10: ("hfh after training",),
+    32: ("hfh after training", "few-bit rows", "hfh line", "hfh by frequency"),
 }
 """And on the third."""
 RATIOS = (32, 100, 10, 1000)
