@@ -37,9 +37,9 @@ __all__ = ["PRESETS", "Form", "Frequencies", "Shapes", "choose", "plan"]
 
 Shapes = Mapping[str, tuple[int, int]]
 
-LEAST_RATIO, LEAST_ID_BITS = 8, 16
+LEAST_RATIO, LEAST_ID_BITS, LEAST_ALIKE_BITS = 8, 16, 10
 """Where frequencies are known: from which ratio on they decide the form, and with how many bits an id is worth a row of its own
-(docs/language-models.md)."""
+where they are unequal (docs/language-models.md) and alike (docs/results.md)."""
 
 
 @dataclass(frozen=True)
@@ -179,20 +179,18 @@ def choose(ratio: float, tables: Shapes | None = None, frequencies: Frequencies 
     With 32 / ratio bits an entry to spend, rows get bits of their own as long as at least a fifth is left for what they
     share; from about 25x on, one bit for every entry of every id no longer fits and everything is shared.
 
-    Where the frequencies of all ids are known and unequal, as those of words and clicks, from 8x on the frequent ids get 4-bit rows
-    in four levels that hold every id, narrower the rarer its ids are. Where an id has less than two bytes everything is shared, as
-    without frequencies (docs/results.md).
+    Where the frequencies of all ids are known, from 8x on all ids have rows of their own in four levels, narrower the rarer its ids
+    are: of 4 bits where frequencies are unequal, as those of words and clicks, or where all entries can nearly have them; of 2 bits
+    where they are alike, and then of one width where an id has less than two bytes. Where it has fewer bits than LEAST_ID_BITS, or
+    LEAST_ALIKE_BITS where frequencies are alike, everything is shared, as without frequencies (docs/results.md).
     """
-    if (
-        tables
-        and frequencies
-        and tables.keys() <= frequencies.keys()
-        and ratio >= LEAST_RATIO
-        and are_unequal(frequencies)
-    ):
+    if tables and frequencies and tables.keys() <= frequencies.keys() and ratio >= LEAST_RATIO:
         entries = sum(n * dim for n, dim in tables.values()) / sum(n for n, _ in tables.values())
-        if 32 * entries / ratio >= LEAST_ID_BITS:
-            return Form(shared=False, level_share=1, level_cover=1, level_count=4)
+        id_bits, unequal = 32 * entries / ratio, are_unequal(frequencies)
+        if id_bits >= (LEAST_ID_BITS if unequal else LEAST_ALIKE_BITS):
+            level_bits = 4 if unequal or 32 / ratio > 2 else 2
+            level_count = 4 if id_bits >= LEAST_ID_BITS else 1
+            return Form(shared=False, level_share=1, level_cover=1, level_count=level_count, level_bits=level_bits)
     affordable = 0.8 * 32 / ratio
     private_bits = max((bits for bits in (1, 2, 4, 8, 16) if bits <= affordable), default=0)
     return Form(private_bits=private_bits)

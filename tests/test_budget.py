@@ -141,7 +141,27 @@ def test_known_frequencies_keep_the_ratio_and_use_its_bytes(ratio: float) -> Non
     assert any(table.levels is not None for table in spec.tables) == worth_a_row
 
 
-def test_frequencies_that_are_alike_or_of_some_tables_alone_decide_nothing() -> None:
-    even = {name: np.full(n, 7) for name, (n, _) in GROUP.items()}
+@pytest.mark.parametrize(("ratio", "bits"), [(8, 4), (10, 4), (16, 2), (32, 2), (100, 2)])
+def test_alike_frequencies_give_every_id_a_row_of_few_bits(ratio: float, bits: int) -> None:
+    spec = plan(GROUP, ratio, frequencies={name: np.full(n, 7) for name, (n, _) in GROUP.items()})
+    assert 0.9 * spec.dense_nbytes / ratio <= spec.nbytes <= spec.dense_nbytes / ratio
+    assert not spec.pools
+    for table in spec.tables:
+        assert table.levels is not None
+        assert table.levels.count == table.num_embeddings
+        assert {level.bits for level in table.levels.each} == {bits}
+
+
+def test_alike_frequencies_give_rows_of_one_width_where_an_id_has_less_than_two_bytes() -> None:
+    (table,) = plan({"t": (10_000, 32)}, 100, frequencies={"t": np.full(10_000, 7)}).tables
+    assert table.levels is not None
+    assert [(level.count, level.dim, level.bits) for level in table.levels.each] == [(10_000, 4, 2)]
+    unequal = plan({"t": (10_000, 32)}, 100, frequencies={"t": 1 / (1 + np.arange(10_000))})
+    assert unequal == plan({"t": (10_000, 32)}, 100)
+
+
+def test_frequencies_of_some_tables_alone_or_at_ratios_without_rows_decide_nothing() -> None:
     some = {"users": 1 / (1 + np.arange(100_000))}
-    assert plan(GROUP, 32, frequencies=even) == plan(GROUP, 32, frequencies=some) == plan(GROUP, 32)
+    assert plan(GROUP, 32, frequencies=some) == plan(GROUP, 32)
+    even = {name: np.full(n, 7) for name, (n, _) in GROUP.items()}
+    assert plan(GROUP, 1000, frequencies=even) == plan(GROUP, 1000)

@@ -40,6 +40,37 @@ class Task(Protocol):
     score: Callable[[Any, str], dict[str, float]]
 
 
+class Together:
+    """Optimizers of different parameters as one."""
+
+    def __init__(self, *each: torch.optim.Optimizer) -> None:
+        self.each = each
+        self.param_groups = [group for one in each for group in one.param_groups]
+
+    @property
+    def state(self) -> dict[Any, Any]:
+        return {key: value for one in self.each for key, value in one.state.items()}
+
+    def zero_grad(self) -> None:
+        for one in self.each:
+            one.zero_grad()
+
+    def step(self) -> None:
+        for one in self.each:
+            one.step()
+
+    def state_dict(self) -> list[dict[str, Any]]:
+        return [one.state_dict() for one in self.each]
+
+    def load_state_dict(self, states: list[dict[str, Any]]) -> None:
+        for one, state in zip(self.each, states, strict=True):
+            one.load_state_dict(state)
+        self.param_groups = [group for one in self.each for group in one.param_groups]
+
+
+Optimizers = torch.optim.Optimizer | Together
+
+
 def learn(
     task: Task, method: str, ratio: float, rate: float, seed: int, max_epochs: int | None = None
 ) -> dict[str, Any]:
@@ -55,10 +86,16 @@ def learn(
     ids = {id(parameter) for parameter in own}
     network = [parameter for parameter in model.parameters() if id(parameter) not in ids]
     groups = [{"params": own, "lr": rate}, {"params": network, "lr": NETWORK_RATE}]
-    optimizer = torch.optim.Adam([group for group in groups if group["params"]], fused=True)
+    optimizer: Optimizers
+    if (special := embed.own_optimizer(rate)) is not None:
+        optimizer = Together(special, torch.optim.Adam(network, lr=NETWORK_RATE, fused=True))
+    else:
+        optimizer = torch.optim.Adam([group for group in groups if group["params"]], fused=True)
     before = _reset_peak()
     wall, cpu = time.perf_counter(), time.process_time()
     best, history = train(task, model, embed, optimizer, seed, max(max_epochs or task.max_epochs, embed.settles))
+    if embed.after_training():
+        best |= {"valid": task.score(model, "valid")[task.goal], "test": task.score(model, "test")}
     return {
         "valid": round(best["valid"], 5),
         "test": {name: round(value, 5) for name, value in best["test"].items()},
@@ -77,7 +114,7 @@ def learn(
 
 
 def train(
-    task: Task, model: nn.Module, embed: Embedding, optimizer: torch.optim.Optimizer, seed: int, max_epochs: int
+    task: Task, model: nn.Module, embed: Embedding, optimizer: Optimizers, seed: int, max_epochs: int
 ) -> tuple[dict[str, Any], list[float]]:
     """The model gets its best epoch's weights; what is known of that epoch, and the validation figure of each."""
     generator = np.random.default_rng(seed)
@@ -85,7 +122,7 @@ def train(
     history: list[float] = []
     starts = [group["lr"] for group in optimizer.param_groups]
     weights = [parameter.detach() for parameter in model.parameters()]
-    average = [weight.clone() for weight in weights]
+    average = [weight.float().clone() for weight in weights]
     step = falls = worse = 0
     while len(history) < max_epochs:
         model.train()
@@ -96,7 +133,7 @@ def train(
             loss.backward()
             embed.after_backward()
             optimizer.step()
-            torch._foreach_lerp_(average, weights, 1 - DECAY)
+            torch._foreach_lerp_(average, [weight.float() for weight in weights], 1 - DECAY)
             step += 1
         model.eval()
         valid, averaged, final = _judged(task, model, average)
@@ -136,10 +173,11 @@ def _judged(task: Task, model: nn.Module, average: list[torch.Tensor]) -> tuple[
     return max(valid, averaged), averaged > valid, final
 
 
-def _state_bytes(parameters: list[nn.Parameter], optimizer: torch.optim.Optimizer) -> int:
-    """Bytes of the embedding while it is trained: masters, gradients, and the optimizer's moments."""
+def _state_bytes(parameters: list[nn.Parameter], optimizer: Optimizers) -> int:
+    """Bytes of the embedding while it is trained: masters, gradients where they are kept, and the optimizer's moments."""
     state = [value for p in parameters for value in optimizer.state.get(p, {}).values() if torch.is_tensor(value)]
-    return sum(2 * p.nbytes for p in parameters) + sum(value.nbytes for value in state)
+    gradients = [p.grad.nbytes for p in parameters if p.grad is not None]
+    return sum(p.nbytes for p in parameters) + sum(gradients) + sum(value.nbytes for value in state)
 
 
 @torch.no_grad()

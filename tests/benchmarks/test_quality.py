@@ -77,3 +77,6 @@ def test_the_rate_is_picked_on_validation_and_spread_decides_who_wins() -> None:
     assert robe is not None and robe.values == (0.2,)
     assert cells.spread("beauty", "ndcg") == pytest.approx(0.01)
     assert "**wins**, +0.2100 (1 seed)" in summary(cells)
+    after = [row("hfh after training", 0, 0.1, 0.4, 0.7), row("hfh after training", 0, 0.01, 0.3, 0.6)]
+    kept = Cells(rows + after).figure("beauty", "hfh after training", 100, "ndcg")
+    assert kept is not None and kept.values == (0.6,), "it is the full table's rate that decides"

@@ -4,7 +4,17 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.quality.methods import ABLATION, COMPARED, FULL, METHODS, OURS, Shapes, TooSmallError, default_method
+from benchmarks.quality.methods import (
+    ABLATION,
+    AFTERWARDS,
+    COMPARED,
+    FULL,
+    METHODS,
+    OURS,
+    Shapes,
+    TooSmallError,
+    default_method,
+)
 from benchmarks.quality.methods.base import Joined
 from benchmarks.quality.methods.forms import Formed
 from benchmarks.quality.methods.popular import rice
@@ -16,7 +26,7 @@ SHAPES = Shapes(SIZES, 32, {name: GENERATOR.zipf(1.3, n).clip(max=1000) - 1 for 
 FIELDS = tuple(SIZES)
 STEPS = 5
 """Of an epoch here."""
-FEW_BIT = {"few-bit rows", "low dimension, 1 bit", "low dimension, 2 bits", "pruning", "CCE"}
+FEW_BIT = {"few-bit rows", "few-bit rows, SGD", "low dimension, 1 bit", "low dimension, 2 bits", "pruning", "CCE"}
 
 
 def trained(name: str, ratio: float, epochs: int = 6) -> tuple[Joined, list[float]]:
@@ -24,7 +34,7 @@ def trained(name: str, ratio: float, epochs: int = 6) -> tuple[Joined, list[floa
     torch.manual_seed(0)
     embed = METHODS[name](SHAPES, ratio, 0)
     assert isinstance(embed, Joined)
-    optimizer = torch.optim.Adam(embed.parameters(), lr=0.02)
+    optimizer = embed.own_optimizer(2e-4) or torch.optim.Adam(embed.parameters(), lr=0.02)
     ids = torch.from_numpy(np.stack([np.random.default_rng(1).integers(n, size=40) for n in SIZES.values()], axis=1))
     target = torch.randn(40, 2, 32) * 0.1
     losses = []
@@ -36,6 +46,7 @@ def trained(name: str, ratio: float, epochs: int = 6) -> tuple[Joined, list[floa
         embed.after_backward()
         optimizer.step()
         losses.append(loss.item())
+    embed.after_training()
     return embed, losses
 
 
@@ -53,7 +64,7 @@ def test_a_method_learns_within_its_bytes_or_says_that_it_cannot(name: str, rati
     assert np.mean(losses[-5:]) < losses[0], losses
 
 
-@pytest.mark.parametrize("name", [name for name in COMPARED if name not in FEW_BIT])
+@pytest.mark.parametrize("name", [name for name in COMPARED if name not in FEW_BIT | set(AFTERWARDS)])
 def test_every_trained_value_of_a_peer_is_counted(name: str) -> None:
     embed, _ = trained(name, 20, epochs=1)
     if isinstance(embed, Formed):
@@ -124,6 +135,34 @@ def test_what_the_ablation_changes_keeps_to_the_same_bytes(group: str) -> None:
         assert torch.isfinite(embed(FIELDS, torch.tensor([[0, 3000], [999, 1]]))).all(), name
 
 
+def test_what_is_compressed_after_training_is_judged_by_the_rows_that_are_left() -> None:
+    embed, _ = trained("hfh after training", 32)
+    ids = torch.tensor([[0, 3000], [999, 1]])
+    after = embed(FIELDS, ids)
+    torch.manual_seed(0)
+    whole = METHODS[FULL](SHAPES, 1, 0)
+    assert embed.nbytes <= SHAPES.budget(32) < whole.nbytes
+    assert not torch.equal(after, whole(FIELDS, ids))
+    assert not whole.after_training(), "other methods are judged as they were trained"
+
+
+@pytest.mark.parametrize("name", ABLATION["masters of bfloat16"])
+def test_bfloat16_masters_learn_without_a_gradient_of_the_whole_pool(name: str) -> None:
+    torch.manual_seed(0)
+    embed = METHODS[name](SHAPES, 32, 0)
+    optimizer = embed.own_optimizer(0.02 if name == "PoolAdam" else 2e-4)
+    assert optimizer is not None
+    ids, losses = torch.arange(40)[:, None].expand(-1, 2), []
+    for _ in range(20):
+        loss = (embed(FIELDS, ids) - 0.1).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.9 * losses[0], losses
+    assert all(p.dtype == torch.bfloat16 and p.grad is None for p in embed.parameters())
+
+
 def test_one_map_is_shared_by_all_fields() -> None:
     embed, _ = trained("hfh mix + map", 20, epochs=1)
     assert sum(name.endswith("map.values") for name, _ in embed.named_parameters()) == 1
@@ -131,7 +170,7 @@ def test_one_map_is_shared_by_all_fields() -> None:
 
 def test_ids_of_different_fields_have_different_rows() -> None:
     for name in COMPARED:
-        embed = METHODS[name](SHAPES, 40 if name != "few-bit rows" else 32, 0)
+        embed = METHODS[name](SHAPES, 32 if name.startswith("few-bit rows") else 40, 0)
         rows = embed(("item", "user"), torch.tensor([[7, 7]]))[0]
         assert name == "mixed dimensions" or not torch.equal(rows[0], rows[1]), name
 

@@ -6,16 +6,18 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from benchmarks.quality.methods.ablation import ABLATION
-from benchmarks.quality.methods.base import Embedding, Shapes, TooSmallError
+from benchmarks.quality.methods.base import Embedding, Shapes, TooSmallError, descending
 from benchmarks.quality.methods.composed import HashEmbeddings, QuotientRemainder, TensorTrain
-from benchmarks.quality.methods.forms import Formed, private_form
+from benchmarks.quality.methods.forms import Formed, Lean, line_form, private_form
 from benchmarks.quality.methods.learned import Clustered, DeepHash
 from benchmarks.quality.methods.popular import HotRows, MixedDimensions, Pruned
 from benchmarks.quality.methods.rows import FewBitRows, Full, Mapped
+from benchmarks.quality.methods.trained import AFTERWARDS, Compressed
 from hfh_embed.budget import PRESETS, Form, choose
 
 __all__ = [
     "ABLATION",
+    "AFTERWARDS",
     "COMPARED",
     "FULL",
     "METHODS",
@@ -30,21 +32,30 @@ __all__ = [
 Maker = Callable[[Shapes, float, int], Embedding]
 
 
+def _after(name: str) -> Maker:
+    return partial(Compressed, compress=AFTERWARDS[name])
+
+
 def _form(form: Form | Callable[[float, int], Form] | None) -> Maker:
     return partial(Formed, form=form)
 
 
 FULL = "full table"
+SIXTEEN_WORDS = Form(num_hashes=16, chunk_size=32)
 OURS: Mapping[str, Maker] = {
-    "hfh line": _form(Form(num_hashes=8)),
-    "hfh line, 16 words": _form(PRESETS["line"]),
-    "hfh line + network": _form(Form(num_hashes=8, residual_hidden=16)),
+    "hfh line": _form(line_form()),
+    "hfh line, 16 words": _form(SIXTEEN_WORDS),
+    "hfh line, SGD": partial(Lean, form=line_form(), moments=False),
+    "hfh line, 16 words, SGD": partial(Lean, form=SIXTEEN_WORDS, moments=False),
+    "hfh line + network": _form(line_form(residual_hidden=16)),
     "hfh mix": _form(private_form),
     "hfh mix + map": _form(partial(private_form, latent_dim=16)),
     "hfh mix + network": _form(partial(private_form, residual_hidden=16)),
-    "hfh line + map": _form(Form(num_hashes=8, latent_dim=16)),
-    "hfh line + exact rows": _form(Form(num_hashes=8, exact_share=0.3, exact_bits=4)),
+    "hfh line + map": _form(line_form(latent_dim=16)),
+    "hfh line + exact rows": _form(line_form(exact_share=0.3, exact_bits=4)),
     "hfh by frequency": _form(None),
+    "hfh by frequency, SGD": descending(_form(None)),
+    "hfh after training": _after("hfh after training"),
 }
 PEERS: Mapping[str, Maker] = {
     "few-bit rows": FewBitRows,
@@ -63,6 +74,12 @@ PEERS: Mapping[str, Maker] = {
     "tensor train": TensorTrain,
     "deep hash embedding": DeepHash,
     "the paper's HFH": _form(PRESETS["hfh"]),
+    "few-bit rows, SGD": descending(FewBitRows),
+    "hashing trick, SGD": descending(_form(PRESETS["hashing_trick"])),
+    "CAFE, SGD": descending(HotRows),
+    "few bits after training": _after("few bits after training"),
+    "PQ after training": _after("PQ after training"),
+    "OPQ after training": _after("OPQ after training"),
 }
 COMPARED: Mapping[str, Maker] = {FULL: Full} | OURS | PEERS
 METHODS: Mapping[str, Maker] = COMPARED | {name: make for group in ABLATION.values() for name, make in group.items()}
@@ -70,5 +87,11 @@ METHODS: Mapping[str, Maker] = COMPARED | {name: make for group in ABLATION.valu
 
 
 def default_method(ratio: float) -> str:
-    """The name of the form that the library picks when it is given nothing but the ratio."""
-    return "hfh line, 16 words" if choose(ratio) == PRESETS["line"] else "hfh mix"
+    """The name of the form that the library picks for rows of 32 entries when it is given nothing but the ratio."""
+    picked = choose(ratio).table("table", 1000, 32, 0, "pool")
+    forms = {
+        "hfh line": line_form(),
+        "hfh line, 16 words": SIXTEEN_WORDS,
+        "hfh mix": private_form(ratio, 32),
+    }
+    return next(name for name, form in forms.items() if form.table("table", 1000, 32, 0, "pool") == picked)

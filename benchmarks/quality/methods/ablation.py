@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from benchmarks.quality.methods.base import Embedding, Shapes
-from benchmarks.quality.methods.forms import Formed, private_form
+from benchmarks.quality.methods.forms import Formed, Lean, line_form, private_form
 from hfh_embed.budget import Form
 from hfh_embed.spec import Locality, Reconstruction
 
@@ -20,7 +20,7 @@ def _spread(factor: float) -> Maker:
     """The plain line with other initial rows."""
 
     def made(shapes: Shapes, ratio: float, seed: int) -> Embedding:
-        return Formed(dataclasses.replace(shapes, std=factor * shapes.std), ratio, seed, Form())
+        return Formed(dataclasses.replace(shapes, std=factor * shapes.std), ratio, seed, line_form())
 
     return made
 
@@ -42,12 +42,16 @@ def _private(share: float, bits: int) -> Callable[[float, int], Form]:
 
     def form(ratio: float, dim: int) -> Form:
         own = int(share * 32 * dim / ratio) // 8 * 8 // bits
-        return Form(latent_dim=16, private_dim=min(16, own), private_bits=bits if own else 0)
+        return line_form(latent_dim=16, private_dim=min(16, own), private_bits=bits if own else 0)
 
     return form
 
 
 ABLATION: Mapping[str, Mapping[str, Maker]] = {
+    "masters of bfloat16": {
+        "PoolAdam": partial(Lean, form=line_form(), moments=True),
+        "PoolSGD": partial(Lean, form=line_form(), moments=False),
+    },
     "U, words of one line": {f"words, U = {u}": partial(Formed, form=_words(u)) for u in (1, 2, 4)},
     "U, free addresses": {f"free, U = {u}, Z = 8": partial(Formed, form=_free(u)) for u in (1, 2, 4, 8, 16)},
     "Z": {f"free, U = 8, Z = {z}": partial(Formed, form=_free(8, z)) for z in (1, 32)},
@@ -65,16 +69,16 @@ ABLATION: Mapping[str, Mapping[str, Maker]] = {
         "entry-wise network of 4": partial(Formed, form=_network(Reconstruction.MLP, 4)),
         "entry-wise network of 8": partial(Formed, form=_network(Reconstruction.MLP, 8)),
         "entry-wise network of 16": partial(Formed, form=_network(Reconstruction.MLP, 16)),
-        "network of 8 on the row": partial(Formed, form=Form(residual_hidden=8)),
-        "network of 32 on the row": partial(Formed, form=Form(residual_hidden=32)),
-        "map from R = 8": partial(Formed, form=Form(latent_dim=8)),
-        "map from R = 24": partial(Formed, form=Form(latent_dim=24)),
+        "network of 8 on the row": partial(Formed, form=line_form(residual_hidden=8)),
+        "network of 32 on the row": partial(Formed, form=line_form(residual_hidden=32)),
+        "map from R = 8": partial(Formed, form=line_form(latent_dim=8)),
+        "map from R = 24": partial(Formed, form=line_form(latent_dim=24)),
     },
     "exact rows by frequency": {
-        f"{share:.0%} exact rows, {bits} bits": partial(Formed, form=Form(exact_share=share, exact_bits=bits))
+        f"{share:.0%} exact rows, {bits} bits": partial(Formed, form=line_form(exact_share=share, exact_bits=bits))
         for share, bits in ((0.1, 4), (0.3, 1), (0.3, 2), (0.3, 8), (0.5, 4))
     }
-    | {"a quarter of the ids in levels": partial(Formed, form=Form(level_share=0.5))},
+    | {"a quarter of the ids in levels": partial(Formed, form=line_form(level_share=0.5))},
     "private coefficients": {
         "half private, 1 bit": partial(Formed, form=_private(0.5, 1)),
         "half private, 2 bits": partial(Formed, form=_private(0.5, 2)),

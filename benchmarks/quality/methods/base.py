@@ -6,9 +6,9 @@ one store; for maps and networks it means that the fields share them, which is c
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -16,9 +16,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Embedding", "Joined", "Shapes", "TooSmallError", "floats", "hashed"]
+__all__ = ["SGD_RATES", "Embedding", "Joined", "Shapes", "TooSmallError", "descending", "floats", "hashed"]
 
 Arrays = dict[str, npt.NDArray[Any]]
+
+SGD_RATES = 1e4
+"""What plain gradient descent's rates are in units of Adam's, so that one list of rates does for both."""
 
 
 class TooSmallError(ValueError):
@@ -71,6 +74,14 @@ class Embedding(nn.Module):
     def after_backward(self) -> None:
         """Called when gradients are there, before the optimizer's step."""
 
+    def own_optimizer(self, rate: float) -> torch.optim.Optimizer | None:
+        """The optimizer of all the method's parameters where it is not Adam."""
+        return None
+
+    def after_training(self) -> bool:
+        """Called when training has ended; whether rows are others now."""
+        return False
+
 
 class Joined(Embedding):
     """A method on the long table: :meth:`rows` of distinct ids, and :meth:`arrays`, which is what would be stored."""
@@ -100,6 +111,18 @@ class Joined(Embedding):
     def nbytes(self) -> int:  # type: ignore[override]
         """Stored bytes."""
         return sum(array.nbytes for array in self.arrays().values())
+
+
+def descending(make: Callable[[Shapes, float, int], Embedding]) -> Callable[[Shapes, float, int], Embedding]:
+    """The same method, trained by plain gradient descent."""
+
+    def made(shapes: Shapes, ratio: float, seed: int) -> Embedding:
+        embed = make(shapes, ratio, seed)
+        sgd = partial(torch.optim.SGD, list(embed.parameters()))
+        setattr(embed, "own_optimizer", lambda rate: sgd(lr=SGD_RATES * rate))  # noqa: B010, the types allow no other way
+        return embed
+
+    return made
 
 
 def floats(**parameters: Tensor) -> Arrays:

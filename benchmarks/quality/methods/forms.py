@@ -5,21 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from benchmarks.quality.methods.base import Joined, Shapes, TooSmallError
+from benchmarks.quality.methods.base import SGD_RATES, Joined, Shapes, TooSmallError
 from hfh_embed import nn as hnn
 from hfh_embed.budget import Form
 from hfh_embed.errors import RatioError
 
-__all__ = ["Formed", "private_form"]
+__all__ = ["Formed", "Lean", "line_form", "private_form"]
 
 
 class Formed(Joined):
     """One long table of a form, of the form that a function gives for (ratio, D), or of the one that frequencies choose (None)."""
 
     def __init__(
-        self, shapes: Shapes, ratio: float, seed: int, form: Form | Callable[[float, int], Form] | None
+        self,
+        shapes: Shapes,
+        ratio: float,
+        seed: int,
+        form: Form | Callable[[float, int], Form] | None,
+        master: str = "float32",
     ) -> None:
         super().__init__(shapes)
         if form is not None and not isinstance(form, Form):
@@ -32,6 +38,7 @@ class Formed(Joined):
                 form=form,
                 seed=seed,
                 std=shapes.std,
+                master=master,
                 frequencies=shapes.joined_counts if form is None or form.exact_share or form.level_share else None,
             )
         except RatioError as error:
@@ -45,6 +52,23 @@ class Formed(Joined):
         return self.table.nbytes
 
 
+class Lean(Formed):
+    """The line with little memory to train in: bfloat16 masters, gradients of the lines that a batch touches, Adam's moments or none."""
+
+    def __init__(self, shapes: Shapes, ratio: float, seed: int, form: Form, moments: bool) -> None:
+        super().__init__(shapes, ratio, seed, form, "bfloat16")
+        self._moments = moments
+
+    def own_optimizer(self, rate: float) -> torch.optim.Optimizer:
+        assert self.table.pool is not None
+        return hnn.PoolAdam(self.table.pool, rate) if self._moments else hnn.PoolSGD(self.table.pool, SGD_RATES * rate)
+
+
+def line_form(**more: Any) -> Form:
+    """The line of 8 words of 64 slots, whatever the library's default is, so that rows of different times compare."""
+    return Form(num_hashes=8, chunk_size=64, **more)
+
+
 def private_form(ratio: float, dim: int, **more: Any) -> Form:
     """Few-bit coefficients of each id for at most four fifths of the bytes, in the first entries of a shared line.
 
@@ -52,6 +76,6 @@ def private_form(ratio: float, dim: int, **more: Any) -> Form:
     """
     affordable = 0.8 * 32 * dim / ratio
     if affordable >= 2 * dim:
-        return Form(num_hashes=8, private_bits=max(bits for bits in (2, 4, 8, 16) if bits * dim <= affordable), **more)
+        return line_form(private_bits=max(bits for bits in (2, 4, 8, 16) if bits * dim <= affordable), **more)
     own = min(dim, int(affordable) // 8 * 8)
-    return Form(num_hashes=8, private_dim=own, private_bits=1 if own else 0, **more)
+    return line_form(private_dim=own, private_bits=1 if own else 0, **more)
