@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import matplotlib
 from matplotlib.figure import Figure
 
-from benchmarks.quality.methods import FULL, OURS
+from benchmarks.quality.methods import FULLS, OURS
 
 if TYPE_CHECKING:
     from benchmarks.quality.report import Cells
@@ -23,10 +23,10 @@ def plot(cells: Cells, dataset: str, metric: str, title: str, path: Path) -> Non
     matplotlib.rcParams["svg.hashsalt"] = dataset
     figure = Figure(figsize=(8, 5.5), layout="constrained")
     axes = figure.subplots()
-    full = cells.figure(dataset, FULL, 1, metric)
-    if full is not None:
-        axes.axhline(full.mean, color="black", linestyle="--", linewidth=1, label="full table")
-    for number, method in enumerate(name for name in cells.methods(dataset) if name != FULL):
+    for full, style in zip(FULLS, ("--", ":"), strict=True):
+        if (dense := cells.figure(dataset, full, 1, metric)) is not None:
+            axes.axhline(dense.mean, color="black", linestyle=style, linewidth=1, label=full)
+    for number, method in enumerate(name for name in cells.methods(dataset) if name not in FULLS):
         found = [cells.figure(dataset, method, ratio, metric) for ratio in cells.ratios(dataset)]
         points = sorted(
             (point.rows[0]["nbytes"], point.mean, point.sd if len(point.values) > 1 else 0.0)

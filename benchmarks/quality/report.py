@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.quality.methods import ABLATION, AFTERWARDS, COMPARED, FULL, OURS, PEERS, default_method
+from benchmarks.quality.methods import ABLATION, AFTERWARDS, COMPARED, FULL, FULLS, OURS, PEERS, default_method
 from benchmarks.quality.runner import DATASETS
 
 __all__ = ["PAGE", "Cells", "write"]
@@ -78,7 +78,7 @@ class Cells:
 
     def figure(self, dataset: str, method: str, ratio: float, metric: str) -> Figure | None:
         """A cell's figure, None where it was not run."""
-        rows = self._cells.get((dataset, method, 1.0 if method == FULL else float(ratio)))
+        rows = self._cells.get((dataset, method, 1.0 if method in FULLS else float(ratio)))
         if not rows:
             return None
         rows = sorted(rows, key=lambda row: row["seed"])
@@ -94,7 +94,7 @@ class Cells:
 
     def ratios(self, dataset: str) -> list[float]:
         """The ratios that something was run at, from small to large."""
-        return sorted({ratio for name, method, ratio in self._cells if name == dataset and method != FULL})
+        return sorted({ratio for name, method, ratio in self._cells if name == dataset and method not in FULLS})
 
     def methods(self, dataset: str) -> list[str]:
         """The methods that were run, in the order of their list, without those of the ablation."""
@@ -116,7 +116,7 @@ def summary(cells: Cells) -> str:
     ]
     for dataset in DATASETS:
         metric = GOALS[dataset][0]
-        full = cells.figure(dataset, FULL, 1, metric)
+        full = _best(cells, dataset, 1, list(FULLS), metric)
         for ratio in cells.ratios(dataset):
             peer = _best(cells, dataset, ratio, list(PEERS), metric)
             best = _best(cells, dataset, ratio, list(OURS), metric)
@@ -128,7 +128,7 @@ def summary(cells: Cells) -> str:
                 continue
             spread = cells.spread(dataset, metric)
             lines.append(
-                f"| {dataset}, {TITLES[dataset, metric]} | {ratio:g}× | {full or '—'} | {peer[0]} | {peer[1]} "
+                f"| {dataset}, {TITLES[dataset, metric]} | {ratio:g}× | {full[1] if full else '—'} | {peer[0]} | {peer[1]} "
                 f"| {default} | {ours} | {_verdict(ours, peer[1], spread)} "
                 f"| {best[0]} | {best[1]} | {_verdict(best[1], peer[1], spread)} |"
             )

@@ -21,7 +21,7 @@ import torch
 
 from benchmarks.quality.clicks import ClickTask
 from benchmarks.quality.data import Size, load_clicks, load_pairs, load_sequences
-from benchmarks.quality.methods import AFTERWARDS, COMPARED, FULL, TooSmallError
+from benchmarks.quality.methods import AFTERWARDS, COMPARED, FULL, FULLS, TooSmallError
 from benchmarks.quality.pairs import PairTask
 from benchmarks.quality.sequences import SequenceTask
 from benchmarks.quality.training import Task, learn
@@ -113,7 +113,7 @@ class Laboratory:
                 at, moved = at + step, True
             if moved:
                 break
-        known = self.rows(dataset=cell.dataset, method=cell.method, ratio=1 if cell.method == FULL else ratio, seed=0)
+        known = self.rows(dataset=cell.dataset, method=cell.method, ratio=1 if cell.method in FULLS else ratio, seed=0)
         best: float = max(known, key=lambda row: row["valid"])["rate"]
         return best
 
@@ -122,7 +122,7 @@ class Laboratory:
         key = {
             "dataset": cell.dataset,
             "method": cell.method,
-            "ratio": 1 if cell.method == FULL else cell.ratio,
+            "ratio": 1 if cell.method in FULLS else cell.ratio,
             "seed": cell.seed,
         }
         unreachable = [

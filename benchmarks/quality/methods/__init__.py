@@ -20,6 +20,7 @@ __all__ = [
     "AFTERWARDS",
     "COMPARED",
     "FULL",
+    "FULLS",
     "METHODS",
     "OURS",
     "PEERS",
@@ -41,6 +42,8 @@ def _form(form: Form | Callable[[float, int], Form] | None) -> Maker:
 
 
 FULL = "full table"
+FULLS: Mapping[str, Maker] = {FULL: Full, "full table, SGD": descending(Full)}
+"""What every ratio is measured by."""
 SIXTEEN_WORDS = Form(num_hashes=16, chunk_size=32)
 OURS: Mapping[str, Maker] = {
     "hfh line": _form(line_form()),
@@ -77,11 +80,15 @@ PEERS: Mapping[str, Maker] = {
     "few-bit rows, SGD": descending(FewBitRows),
     "hashing trick, SGD": descending(_form(PRESETS["hashing_trick"])),
     "CAFE, SGD": descending(HotRows),
+    "ROBE, SGD": descending(_form(PRESETS["robe"])),
+    "quotient-remainder, SGD": descending(QuotientRemainder),
+    "low dimension, 2 bits, SGD": descending(partial(Mapped, bits=2)),
+    "the paper's HFH, SGD": descending(_form(PRESETS["hfh"])),
     "few bits after training": _after("few bits after training"),
     "PQ after training": _after("PQ after training"),
     "OPQ after training": _after("OPQ after training"),
 }
-COMPARED: Mapping[str, Maker] = {FULL: Full} | OURS | PEERS
+COMPARED: Mapping[str, Maker] = {**FULLS, **OURS, **PEERS}
 METHODS: Mapping[str, Maker] = COMPARED | {name: make for group in ABLATION.values() for name, make in group.items()}
 """All of them, those of the ablation last."""
 
