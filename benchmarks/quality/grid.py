@@ -38,8 +38,10 @@ PROBED = {
         "hfh line",
         "hfh line, SGD",
         "hfh by frequency",
+        "hfh by frequency, SGD",
         "hfh after training",
         "few-bit rows",
+        "few-bit rows, SGD",
         "low dimension, 2 bits",
     ),
     10: ("hfh by frequency", "hfh after training", "few-bit rows", "hfh mix"),
@@ -64,7 +66,7 @@ def compare() -> Iterator[Cell]:
             methods = COMPARED if seed == 0 else (*FULLS, *STRONG, *RIVALS.get(ratio, ()))
             yield from (Cell(journey, method, 1 if method in FULLS else ratio, seed) for method in methods)
     for dataset, probed in ((book, PROBED), (beauty, SKETCHED)):
-        yield Cell(dataset, "full table", 1)
+        yield from (Cell(dataset, method, 1) for method in FULLS)
         for ratio, methods in probed.items():
             yield from (Cell(dataset, method, ratio) for method in methods)
     yield from (Cell(journey, method, 1, SEEDS) for method in FULLS)

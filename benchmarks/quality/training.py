@@ -88,7 +88,8 @@ def learn(
     groups = [{"params": own, "lr": rate}, {"params": network, "lr": NETWORK_RATE}]
     optimizer: Optimizers
     if (special := embed.own_optimizer(rate)) is not None:
-        optimizer = Together(special, torch.optim.Adam(network, lr=NETWORK_RATE, fused=True))
+        rest = [torch.optim.Adam(network, lr=NETWORK_RATE, fused=True)] if network else []
+        optimizer = Together(special, *rest)
     else:
         optimizer = torch.optim.Adam([group for group in groups if group["params"]], fused=True)
     before = _reset_peak()

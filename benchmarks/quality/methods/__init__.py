@@ -82,7 +82,6 @@ PEERS: Mapping[str, Maker] = {
     "CAFE, SGD": descending(HotRows),
     "ROBE, SGD": descending(_form(PRESETS["robe"])),
     "quotient-remainder, SGD": descending(QuotientRemainder),
-    "low dimension, 2 bits, SGD": descending(partial(Mapped, bits=2)),
     "the paper's HFH, SGD": descending(_form(PRESETS["hfh"])),
     "few bits after training": _after("few bits after training"),
     "PQ after training": _after("PQ after training"),
