@@ -67,7 +67,9 @@ def sample() -> tuple[dict[str, Split], dict[str, int]]:
 
 def default_of(dim: int) -> str:
     """The form that a ratio picks."""
-    return f"words, U = {16 if dim <= 32 else 8 if dim <= 64 else 4}"
+    shared = Form().table("table", 1000, dim, 0, "pool").shared
+    assert shared is not None
+    return f"words, U = {shared.num_hashes}"
 
 
 def kind_of(dim: int) -> str:

@@ -101,27 +101,27 @@ def test_rows_in_training_are_those_of_the_snapshot_bit_for_bit(form: str) -> No
         optimizer.step()
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_gradients_equal_those_of_plain_torch(form: str, plain) -> None:
-    model = _model(form)
+def _check_gradients(model: nn.ModuleList, plain) -> None:
+    """Those of the compiled path against those of torch, which ``plain`` switches to."""
     _loss(model).backward()
     compiled = _grads(model)
     model.zero_grad()
     plain()
     _loss(model).backward()
     assert _close(compiled, _grads(model))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_gradients_equal_those_of_plain_torch(form: str, plain) -> None:
+    model = _model(form)
+    _check_gradients(model, plain)
 
 
 def test_gradients_of_rows_of_all_lengths_over_one_pool_equal_those_of_plain_torch(plain) -> None:
     model = _model("eight-words", dims=(20, 64, 130))
     tables = _pool(model).plan.tables
     assert [table.shared.num_hashes for table in tables if table.shared is not None] == [16, 8, 4]
-    _loss(model).backward()
-    compiled = _grads(model)
-    model.zero_grad()
-    plain()
-    _loss(model).backward()
-    assert _close(compiled, _grads(model))
+    _check_gradients(model, plain)
 
 
 @pytest.mark.parametrize("form", [*LINES, "words-2", "free-32", "private"])
