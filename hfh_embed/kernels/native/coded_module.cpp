@@ -125,26 +125,25 @@ class CodedPart {
     int64_t start, size, bits, first_value, first_bit;
   };
 
+  // A hidden state's product with a row of the map, or with the bias.
+  float product_of(const float* row, const float* state) const {
+    double sum = 0;
+    for (int64_t d = 0; d < dim_; ++d) sum += static_cast<double>(row[d]) * state[d];
+    return static_cast<float>(sum);
+  }
+
   // hidden (tokens, dim) times the map the other way: (tokens, latent).
   std::vector<float> latent_states(const float* hidden, int64_t tokens) const {
     std::vector<float> states(tokens * latent_);
     for (int64_t t = 0; t < tokens; ++t) {
-      for (int64_t k = 0; k < latent_; ++k) {
-        double sum = 0;
-        for (int64_t d = 0; d < dim_; ++d) sum += static_cast<double>(map_[k * dim_ + d]) * hidden[t * dim_ + d];
-        states[t * latent_ + k] = static_cast<float>(sum);
-      }
+      for (int64_t k = 0; k < latent_; ++k) states[t * latent_ + k] = product_of(map_.data() + k * dim_, hidden + t * dim_);
     }
     return states;
   }
 
   std::vector<float> bias_products(const float* hidden, int64_t tokens) const {
     std::vector<float> sums(tokens, 0.0f);
-    for (int64_t t = 0; t < tokens && !bias_.empty(); ++t) {
-      double sum = 0;
-      for (int64_t d = 0; d < dim_; ++d) sum += static_cast<double>(bias_[d]) * hidden[t * dim_ + d];
-      sums[t] = static_cast<float>(sum);
-    }
+    for (int64_t t = 0; t < tokens && !bias_.empty(); ++t) sums[t] = product_of(bias_.data(), hidden + t * dim_);
     return sums;
   }
 
