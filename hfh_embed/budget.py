@@ -13,9 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from hfh_embed.errors import RatioError, SpecError
-from hfh_embed.frequent import Frequencies, are_unequal, with_exact, with_levels
+from hfh_embed.frequent import Frequencies, are_unequal, kept_count, kept_frequencies, with_exact, with_levels
 from hfh_embed.hashing import table_key
 from hfh_embed.layout import SnapshotSpec
+from hfh_embed.packing import packed_bytes
 from hfh_embed.parts import MAX_LEVELS
 from hfh_embed.spec import (
     LINE_BITS,
@@ -40,6 +41,10 @@ Shapes = Mapping[str, tuple[int, int]]
 LEAST_RATIO, LEAST_ID_BITS, LEAST_ALIKE_BITS = 8, 16, 10
 """Where frequencies are known: from which ratio on they decide the form, and with how many bits an id is worth a row of its own
 where they are unequal (docs/language-models.md) and alike (docs/results.md)."""
+LEAST_KEPT_BITS, WIDE_BITS = 64, 12
+"""The same where rare ids are not kept, and with how many bits an entry levels have 8 bits."""
+LEAST_USES = 5
+"""Uses of an id without which it is not kept where frequencies are unequal: so few teach a row nothing (docs/results.md)."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,8 @@ class Form:
         level_bits, level_map_bits: of the levels' rows and maps.
         level_fall: how many times narrower than the one before a level may be; the first is as wide as that allows.
         level_adds: whether levels are added to what ids share, or in its place.
+        least_uses: ids that are used less often are not kept, their rows are zeros, where that saves more bytes than the bit for each
+            id of the table that says so; 0: all are kept. Needs frequencies.
         map_bits: of the linear map's values.
         residual_hidden: hidden units of the residual network that tables of equal D share; 0: none.
     """
@@ -87,6 +94,7 @@ class Form:
     level_map_bits: int = 8
     level_fall: float = 4.0
     level_adds: bool = False
+    least_uses: int = 0
     map_bits: int = 32
     residual_hidden: int = 0
 
@@ -104,6 +112,8 @@ class Form:
                 f"level_cover is {self.level_cover}, level_count {self.level_count} and level_fall {self.level_fall}; "
                 f"give a share of the ids above 0, 1 to {MAX_LEVELS} levels and a factor from 1"
             )
+        if not (isinstance(self.least_uses, int) and self.least_uses >= 0):
+            raise SpecError(f"least_uses is {self.least_uses!r}; give a number of uses, or 0 to keep every id")
         if self.level_share and self.exact_share:
             raise SpecError("a form has exact rows of full width or in levels; leave exact_share or level_share at 0")
         if not self.shared and self.private_bits == 0 and not (self.level_share and self.level_cover == 1):
@@ -179,21 +189,37 @@ def choose(ratio: float, tables: Shapes | None = None, frequencies: Frequencies 
     With 32 / ratio bits an entry to spend, rows get bits of their own as long as at least a fifth is left for what they
     share; from about 25x on, one bit for every entry of every id no longer fits and everything is shared.
 
-    Where the frequencies of all ids are known, from 8x on all ids have rows of their own in four levels, narrower the rarer its ids
-    are: of 4 bits where frequencies are unequal, as those of words and clicks, or where all entries can nearly have them; of 2 bits
-    where they are alike, and then of one width where an id has less than two bytes. Where it has fewer bits than LEAST_ID_BITS, or
-    LEAST_ALIKE_BITS where frequencies are alike, everything is shared, as without frequencies (docs/results.md).
+    Where the frequencies of all ids are known, they decide from 8x on (docs/results.md, docs/language-models.md). Where they are
+    unequal, as those of words and clicks, ids that are hardly used are not kept; the others have rows of their own in four levels,
+    narrower the rarer its ids are, of 4 bits, or of 8 where all can have them. Where frequencies are alike all ids have levels, of 2
+    bits from 16x on, and of one width where an id has less than two bytes. With still fewer bytes everything is shared, as without
+    frequencies.
     """
-    if tables and frequencies and tables.keys() <= frequencies.keys() and ratio >= LEAST_RATIO:
-        entries = sum(n * dim for n, dim in tables.values()) / sum(n for n, _ in tables.values())
-        id_bits, unequal = 32 * entries / ratio, are_unequal(frequencies)
-        if id_bits >= (LEAST_ID_BITS if unequal else LEAST_ALIKE_BITS):
-            level_bits = 4 if unequal or 32 / ratio > 2 else 2
-            level_count = 4 if id_bits >= LEAST_ID_BITS else 1
-            return Form(shared=False, level_share=1, level_cover=1, level_count=level_count, level_bits=level_bits)
     affordable = 0.8 * 32 / ratio
     private_bits = max((bits for bits in (1, 2, 4, 8, 16) if bits <= affordable), default=0)
-    return Form(private_bits=private_bits)
+    if not (tables and frequencies and tables.keys() <= frequencies.keys() and ratio >= LEAST_RATIO):
+        return Form(private_bits=private_bits)
+    unequal = are_unequal(frequencies)
+    least_uses = LEAST_USES if unequal else 0
+    kept = _kept_counts(tables, ratio, least_uses, frequencies)
+    index_bits = sum(n for name, (n, _) in tables.items() if kept[name] < n)
+    bits = 32 * sum(n * dim for n, dim in tables.values()) / ratio - index_bits
+    id_bits = bits / sum(kept.values())
+    entry_bits = bits / sum(kept[name] * dim for name, (_, dim) in tables.items())
+    if id_bits < (LEAST_ALIKE_BITS if not unequal else LEAST_KEPT_BITS if index_bits else LEAST_ID_BITS):
+        return Form(private_bits=private_bits, least_uses=least_uses)
+    if unequal:
+        level_bits, level_count = 8 if entry_bits >= WIDE_BITS else 4, 4
+    else:
+        level_bits, level_count = 4 if entry_bits > 2 else 2, 4 if id_bits >= LEAST_ID_BITS else 1
+    return Form(
+        shared=False,
+        level_share=1,
+        level_cover=1,
+        level_count=level_count,
+        level_bits=level_bits,
+        least_uses=least_uses,
+    )
 
 
 def plan(
@@ -226,13 +252,18 @@ def plan(
             f"ratio is {ratio!r}; give a number from 1 on (100 means a hundred times smaller)", nearest=1.0
         )
     form = form or choose(ratio, tables, frequencies)
-    specs = [form.table(name, n, dim, seed, pool) for name, (n, dim) in tables.items()]
-    dense = sum(table.dense_nbytes for table in specs)
+    counts = _kept_counts(tables, ratio, form.least_uses, frequencies or {})
+    specs = [form.table(name, counts[name], dim, seed, pool) for name, (_, dim) in tables.items()]
+    dense = sum(4 * n * dim for n, dim in tables.values())
     budget = int(dense / ratio)
+    whole = [table.among(tables[table.name][0]) for table in specs]
+    index = sum(packed_bytes(table.num_embeddings, 1) for table in whole if table.kept is not None)
+    known = kept_frequencies(whole, frequencies or {})
     if form.exact_share:
-        specs = with_exact(specs, form.exact_bits, int(budget * form.exact_share), frequencies or {})
+        specs = with_exact(specs, form.exact_bits, int(budget * form.exact_share), known)
     if form.level_share:
-        specs = with_levels(specs, form, int(budget * form.level_share), frequencies or {})
+        specs = with_levels(specs, form, int((budget - index) * form.level_share), known)
+    specs = [table.among(tables[table.name][0]) for table in specs]
     line_slots = LINE_BITS // form.bits
     need = max((_slots_needed(table) for table in specs), default=0)
     fewest = -(-need // line_slots) * line_slots
@@ -241,6 +272,13 @@ def plan(
         raise _unreachable(ratio, dense, least, form)
     slots = fewest + (budget - least) * 8 // LINE_BITS * line_slots if form.shared else 0
     return _snapshot(specs, form, min(slots, _most_slots(form)), seed, pool)
+
+
+def _kept_counts(tables: Shapes, ratio: float, least_uses: int, frequencies: Frequencies) -> dict[str, int]:
+    """How many ids each table keeps."""
+    return {
+        name: kept_count(n, 4 * dim / ratio, frequencies.get(name), least_uses) for name, (n, dim) in tables.items()
+    }
 
 
 def _slots_needed(table: TableSpec) -> int:

@@ -16,7 +16,18 @@ from hfh_embed.spec import ExactSpec, Level, LevelIndex, LevelsSpec, TableSpec
 if TYPE_CHECKING:
     from hfh_embed.budget import Form
 
-__all__ = ["Frequencies", "are_unequal", "exact_ids", "level_ids", "most_frequent", "with_exact", "with_levels"]
+__all__ = [
+    "Frequencies",
+    "are_unequal",
+    "exact_ids",
+    "kept_count",
+    "kept_frequencies",
+    "kept_ids",
+    "level_ids",
+    "most_frequent",
+    "with_exact",
+    "with_levels",
+]
 
 Frequencies = Mapping[str, npt.NDArray[np.number]]
 Ids = npt.NDArray[np.int64]
@@ -207,6 +218,31 @@ def exact_ids(table: TableSpec, frequencies: npt.NDArray[np.number]) -> Ids:
     counts = _counts(table, frequencies)
     count = table.exact.count if table.exact is not None else 0
     return most_frequent(counts, count)
+
+
+def kept_count(num_embeddings: int, row_nbytes: float, uses: npt.NDArray[np.number] | None, least_uses: int) -> int:
+    """How many ids a table keeps: those with so many uses, or all where the rows of the others take less than the bits that find them.
+
+    ``row_nbytes`` is what a row takes on average. Shares of uses, which are no whole numbers, do not tell how often an id is used.
+    """
+    if uses is None or not least_uses or not np.equal(np.floor(uses), uses).all():
+        return num_embeddings
+    count = max(1, int((np.asarray(uses) >= least_uses).sum()))
+    return count if (num_embeddings - count) * row_nbytes > num_embeddings / 8 else num_embeddings
+
+
+def kept_frequencies(tables: Sequence[TableSpec], frequencies: Frequencies) -> Frequencies:
+    """How often the kept ids of tables are used, by their places."""
+    return {
+        table.name: _counts(table, uses)[kept_ids(table, uses)]
+        for table in tables
+        if (uses := frequencies.get(table.name)) is not None
+    }
+
+
+def kept_ids(table: TableSpec, frequencies: npt.NDArray[np.number]) -> Ids:
+    """The ids that a table keeps, the most frequent ones, ascending: (count,) int64."""
+    return most_frequent(_counts(table, frequencies), table.num_kept)
 
 
 def level_ids(table: TableSpec, frequencies: npt.NDArray[np.number]) -> list[Ids]:

@@ -80,6 +80,8 @@ def residual_arrays(residual: ResidualSpec, dim: int) -> dict[str, ArraySpec]:
 
 def table_arrays(table: TableSpec) -> dict[str, ArraySpec]:
     """The arrays that belong to one table alone."""
+    if table.kept is not None:
+        return {"kept.bits": ArraySpec(U8, (packed_bytes(table.num_embeddings, 1),))} | table_arrays(table.inner)
     n, latent = table.num_embeddings, table.latent_dim
     arrays: dict[str, ArraySpec] = {}
     if table.shared is not None:

@@ -14,6 +14,7 @@ from hfh_embed.errors import SpecError
 __all__ = [
     "LINE_BITS",
     "ExactSpec",
+    "KeptSpec",
     "Level",
     "LevelIndex",
     "LevelsSpec",
@@ -240,6 +241,19 @@ class ExactSpec:
     def __post_init__(self) -> None:
         check_range("the number of exact rows", self.count, 1, MAX_IDS)
         check_bits("the exact rows' bits", self.bits)
+
+
+@dataclass(frozen=True)
+class KeptSpec:
+    """``count`` ids that are kept: every other id's row is zeros, and takes one bit.
+
+    The rest of the table sees only kept ids, numbered 0 to count - 1 in their order.
+    """
+
+    count: int
+
+    def __post_init__(self) -> None:
+        check_range("the number of kept ids", self.count, 1, MAX_IDS)
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,8 @@ def rows(data: TableData, ids: Ids) -> F64:
         raise UnknownIdError(
             f"id {ids[~known][0]} is outside table {table.name!r}, which has ids 0 to {table.num_embeddings - 1}"
         )
+    if table.kept is not None:
+        return _kept_rows(data, ids)
     e = latent(data, ids)
     if table.map is not None:
         e = e @ linear_map(data)
@@ -47,6 +49,20 @@ def rows(data: TableData, ids: Ids) -> F64:
         e[~known] = 0
     if table.padding_id is not None:
         e[ids == table.padding_id] = 0
+    return e
+
+
+def _kept_rows(data: TableData, ids: Ids) -> F64:
+    """The rows of ids of a table that keeps only some of them."""
+    table = data.table
+    kept = unpack(data.arrays["kept.bits"], table.num_embeddings, 1).astype(bool)
+    own = ids < table.num_embeddings
+    own[own] = kept[ids[own]]
+    if table.padding_id is not None:
+        own &= ids != table.padding_id
+    e = np.zeros((len(ids), table.embedding_dim))
+    places = np.cumsum(kept) - 1
+    e[own] = rows(TableData(table.inner, data.pool, data.arrays), places[ids[own]])
     return e
 
 

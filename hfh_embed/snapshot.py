@@ -227,9 +227,16 @@ def verify(path: str | os.PathLike[str], progress: Callable[[int, int], None] | 
 
 def _wrong_indexes(spec: SnapshotSpec, arrays: Mapping[str, Array]) -> Iterator[str]:
     for table in spec.tables:
+        if table.kept is not None:
+            bits = arrays[f"table/{table.name}/kept.bits"]
+            if (
+                sum(int(np.unpackbits(bits[a : a + COPY_BYTES]).sum()) for a in range(0, len(bits), COPY_BYTES))
+                != table.kept.count
+            ):
+                yield f"table/{table.name}/kept.bits (another number of ids is kept)"
         if table.levels is None:
             continue
-        wrong = problems(table.levels, table.num_embeddings, spec.data(table.name, arrays).arrays)
+        wrong = problems(table.levels, table.num_kept, spec.data(table.name, arrays).arrays)
         if wrong is not None:
             yield f"table/{table.name}/levels ({wrong})"
 

@@ -12,6 +12,8 @@ A row is built in this order (``reference.py`` is the definition)::
     e(i)  = z(i) @ map + bias                           only with a map; else R = D
     e(i) += W2 relu(W1 e(i) + b1) + b2                  only with a residual network
 
+Where a table keeps only some of its ids, i is the place of an id among them, and the rows of the others are zeros.
+
 Letters: N ids, D embedding_dim, R latent_dim, S slots, U num_hashes, Z chunk_size.
 """
 
@@ -26,6 +28,7 @@ from hfh_embed.parts import (
     MAX_DIM,
     MAX_IDS,
     ExactSpec,
+    KeptSpec,
     Level,
     LevelIndex,
     LevelsSpec,
@@ -49,6 +52,7 @@ __all__ = [
     "CodeChunk",
     "CodedSpec",
     "ExactSpec",
+    "KeptSpec",
     "Level",
     "LevelIndex",
     "LevelsSpec",
@@ -86,6 +90,7 @@ class TableSpec:
     levels: LevelsSpec | None = None
     map: MapSpec | None = None
     residual: ResidualSpec | None = None
+    kept: KeptSpec | None = None
     latent_dim: int = 0  # 0: the embedding_dim
     padding_id: int | None = None
     unknown: Unknown = Unknown.ERROR
@@ -102,7 +107,7 @@ class TableSpec:
             self.map is not None or self.latent_dim == self.embedding_dim,
             f"latent_dim is {self.latent_dim} and embedding_dim {self.embedding_dim}; different sizes need a map",
         )
-        whole = self.levels is not None and self.levels.count == self.num_embeddings
+        whole = self.levels is not None and self.levels.count == self.num_kept
         check(
             whole or any((self.shared, self.private, self.coded, self.trellis)),
             f"table {self.name!r} has no part; give it a shared, private, coded or trellis one, or levels that have every id",
@@ -113,7 +118,7 @@ class TableSpec:
 
     def _check_parts(self) -> None:
         shared, private, coded, latent = self.shared, self.private, self.coded, self.latent_dim
-        covered = [self.levels is not None and self.levels.count == self.num_embeddings] * latent
+        covered = [self.levels is not None and self.levels.count == self.num_kept] * latent
         if shared is not None:
             check(shared.dim <= latent, f"the shared part has {shared.dim} entries; the latent row has {latent}")
             covered[latent - shared.dim :] = [True] * shared.dim
@@ -148,10 +153,19 @@ class TableSpec:
             self.unknown is not Unknown.RECONSTRUCT or (coded is None and self.trellis is None and shared is not None),
             "only a table with a shared part and no codes can reconstruct unknown ids; use unknown 'zero' or 'error'",
         )
+        if self.kept is not None:
+            check(
+                self.kept.count < self.num_embeddings,
+                f"{self.kept.count} ids are kept; the table has {self.num_embeddings}, so leave kept out",
+            )
+            check(
+                self.unknown is not Unknown.RECONSTRUCT,
+                "a table that keeps only some ids reconstructs no others; use unknown 'zero' or 'error'",
+            )
         if self.exact is not None:
             check(
-                self.exact.count <= self.num_embeddings,
-                f"{self.exact.count} exact rows; the table has {self.num_embeddings} ids",
+                self.exact.count <= self.num_kept,
+                f"{self.exact.count} exact rows; the table has {self.num_kept} ids",
             )
         if self.levels is not None:
             self._check_levels(self.levels)
@@ -162,8 +176,8 @@ class TableSpec:
             "levels go with shared and private parts; codes and rows of full width (exact) have no place beside them",
         )
         check(
-            levels.count <= self.num_embeddings,
-            f"{levels.count} ids in levels; the table has {self.num_embeddings}",
+            levels.count <= self.num_kept,
+            f"{levels.count} ids in levels; the table has {self.num_kept}",
         )
         check(
             all(level.dim <= self.latent_dim for level in levels.each),
@@ -174,6 +188,25 @@ class TableSpec:
     def dense_nbytes(self) -> int:
         """Bytes of the uncompressed float32 table."""
         return 4 * self.num_embeddings * self.embedding_dim
+
+    @property
+    def num_kept(self) -> int:
+        """Ids that have more than a row of zeros: all of them, where the table does not keep only some."""
+        return self.num_embeddings if self.kept is None else self.kept.count
+
+    @property
+    def inner(self) -> TableSpec:
+        """What the table has for its kept ids, by their places; the table itself where it keeps all."""
+        if self.kept is None:
+            return self
+        return self.replace(num_embeddings=self.kept.count, kept=None, padding_id=None, unknown=Unknown.ZERO)
+
+    def among(self, num_embeddings: int) -> TableSpec:
+        """The table of so many ids that keeps as many as this one has; the inverse of :attr:`inner`."""
+        if num_embeddings == self.num_embeddings:
+            return self
+        unknown = Unknown.ZERO if self.unknown is Unknown.RECONSTRUCT else self.unknown
+        return self.replace(num_embeddings=num_embeddings, kept=KeptSpec(self.num_embeddings), unknown=unknown)
 
     def replace(self, **changes: object) -> TableSpec:
         """A copy with some fields changed, checked anew."""

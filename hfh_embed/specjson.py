@@ -12,6 +12,7 @@ from hfh_embed.spec import (
     CodeChunk,
     CodedSpec,
     ExactSpec,
+    KeptSpec,
     Level,
     LevelsSpec,
     MapBand,
@@ -42,6 +43,7 @@ PARTS = {
     "levels": LevelsSpec,
     "map": MapSpec,
     "residual": ResidualSpec,
+    "kept": KeptSpec,
 }
 
 

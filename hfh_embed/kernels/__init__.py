@@ -94,6 +94,10 @@ def prepare(data: TableData, backend: str | None = None) -> Kernel:
     """A kernel for this table: of the backend named, or of the best that is installed."""
     chosen = backend or _default()
     if chosen == "numpy":
+        if data.table.kept is not None:
+            from hfh_embed.kernels.kept import KeptKernel
+
+            return KeptKernel(data, functools.partial(prepare, backend=chosen))
         from hfh_embed.kernels.numpy_backend import NumpyKernel
 
         return NumpyKernel(data)
@@ -103,6 +107,11 @@ def prepare(data: TableData, backend: str | None = None) -> Kernel:
         raise MissingDependencyError(
             "the compiled kernels are not installed; reinstall hfh-embed where a C++ compiler is found, or use numpy"
         )
+    if data.table.kept is not None:
+        from hfh_embed.kernels._native import kept_places
+        from hfh_embed.kernels.kept import KeptKernel
+
+        return KeptKernel(data, functools.partial(prepare, backend=chosen), kept_places)
     if data.table.coded is not None or data.table.trellis is not None:
         from hfh_embed.kernels.native_coded import NativeCodedKernel
 

@@ -153,6 +153,8 @@ def few_logits(tiled: Tiled, hidden: Tensor) -> Iterator[tuple[int, Tensor]] | N
 def _products(table: Rows) -> Callable[..., None] | None:
     """The kernels' products of hidden states with the rows that a table has now; None where the kernels have not all of its parts."""
     spec, pool = table.spec, table.pool
+    if spec.kept is not None:  # the kernels would multiply kept rows alone
+        return None
     if spec.coded is not None or spec.trellis is not None:
         return None if (kernel := coded_kernel(table)) is None else kernel.products
     if spec.map is not None and spec.map.bands:
@@ -165,7 +167,7 @@ def _products(table: Rows) -> Callable[..., None] | None:
 def _is_plain(table: Rows) -> bool:
     """Whether rows are the shared sum and nothing else."""
     spec, pool = table.spec, table.pool
-    others = (spec.private, spec.exact, spec.levels, spec.map, spec.residual, spec.coded, spec.trellis)
+    others = (spec.kept, spec.private, spec.exact, spec.levels, spec.map, spec.residual, spec.coded, spec.trellis)
     if spec.shared is None or pool is None or pool.spec is None or any(part is not None for part in others):
         return False
     return pool.spec.reconstruction is Reconstruction.SUM

@@ -64,7 +64,7 @@ def _kept(table: Rows, make: Callable[[TableData], Any]) -> Any:
 
 
 def _data(table: Rows) -> TableData:
-    """The arrays of a table, as a snapshot would hold them."""
+    """The arrays of a table, as a snapshot would hold them, for the places of kept ids."""
     spec, pool = table.spec, table.pool
     arrays = table.arrays()
     if pool is not None and spec.shared is not None:
@@ -72,4 +72,4 @@ def _data(table: Rows) -> TableData:
     if pool is not None and spec.residual is not None:
         network = pool.residual(spec.residual.group)
         arrays |= {f"residual.{name}": value.detach().float().numpy() for name, value in network.named_parameters()}
-    return TableData(spec, pool.spec if pool is not None and spec.shared is not None else None, arrays)
+    return TableData(spec.inner, pool.spec if pool is not None and spec.shared is not None else None, arrays)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from hfh_embed.errors import SpecError, UnknownIdError
-from hfh_embed.frequent import exact_ids, level_ids
+from hfh_embed.frequent import exact_ids, kept_ids, level_ids
 from hfh_embed.layout import Array, TableData
 from hfh_embed.nn.coded import Coded
 from hfh_embed.nn.compiled_table import coded_rows
@@ -17,6 +18,7 @@ from hfh_embed.nn.levels import Levels
 from hfh_embed.nn.pool import Pool, part_std
 from hfh_embed.nn.rounding import Scaling, StoredValues, loaded_values, rounded_rms
 from hfh_embed.nn.trellis import BandedMap, Trellis
+from hfh_embed.packing import pack, unpack
 from hfh_embed.spec import PrivateRole, TableSpec
 
 __all__ = ["Rows"]
@@ -39,6 +41,7 @@ class Rows(nn.Module):
     private: StoredValues
     exact: StoredValues
     exact_ids: Tensor
+    places: Tensor
     map: StoredValues | BandedMap
     map_bias: nn.Parameter | None
 
@@ -48,22 +51,25 @@ class Rows(nn.Module):
         if (spec.shared is not None or spec.residual is not None) and pool is None:
             raise SpecError(f"table {spec.name!r} reads a pool; give it one")
         own_std = part_std(spec, std)
+        frequencies = None if pool is None else pool.frequencies.get(spec.name)
+        if spec.kept is not None:
+            frequencies = self._keep(frequencies, loaded)
         if spec.shared is not None:
             assert pool is not None
             self.register_buffer("scale", torch.tensor(pool.initial_scale(spec, own_std), dtype=torch.float32))
         if spec.private is not None:
             self._make_private(own_std)
         if spec.exact is not None:
-            self._make_exact(pool, std)
-        self.levels = self._levels(pool, std, loaded) if spec.levels is not None else None
+            self._make_exact(frequencies, std)
+        self.levels = self._levels(frequencies, std, loaded) if spec.levels is not None else None
         if spec.map is not None:
             matrix = torch.randn(spec.latent_dim, spec.embedding_dim) / math.sqrt(spec.latent_dim)
             self.map = StoredValues(
                 matrix, spec.map.bits, Scaling.FIXED, matrix.abs().amax(1, keepdim=True) / 2**spec.map.bits
             )
             self.map_bias = nn.Parameter(torch.zeros(spec.embedding_dim)) if spec.map.bias else None
-        self.coded = Coded(spec, loaded) if spec.coded is not None and loaded is not None else None
-        self.trellis = Trellis(spec, loaded) if spec.trellis is not None and loaded is not None else None
+        self.coded = Coded(spec.inner, loaded) if spec.coded is not None and loaded is not None else None
+        self.trellis = Trellis(spec.inner, loaded) if spec.trellis is not None and loaded is not None else None
         if (spec.coded is not None or spec.trellis is not None) and loaded is None:
             raise SpecError("codes describe a table that is already trained; use from_pretrained")
         if loaded is not None:
@@ -72,28 +78,41 @@ class Rows(nn.Module):
     def _make_private(self, std: float) -> None:
         private = self.spec.private
         assert private is not None
-        drawn = torch.randn(self.spec.num_embeddings, private.dim)
+        drawn = torch.randn(self.spec.num_kept, private.dim)
         spread = 1.0 if private.role is PrivateRole.WEIGH else std
         scaling = Scaling.ROW if private.row_scale else Scaling.TABLE
         self.private = StoredValues(drawn * (spread / rounded_rms(private.bits)), private.bits, scaling)
 
-    def _make_exact(self, pool: Pool | None, std: float) -> None:
+    def _keep(self, frequencies: Any, loaded: TableData | None) -> Any:
+        """Find the places of kept ids; returns their frequencies."""
+        spec = self.spec
+        assert spec.kept is not None
+        if loaded is not None:
+            kept = np.flatnonzero(unpack(loaded.arrays["kept.bits"], spec.num_embeddings, 1))[: spec.kept.count]
+        elif frequencies is None:
+            kept = np.arange(spec.kept.count)
+        else:
+            frequencies = np.asarray(frequencies)
+            kept = kept_ids(spec, frequencies)
+        places = torch.full((spec.num_embeddings,), -1, dtype=torch.int32)
+        places[torch.from_numpy(kept)] = torch.arange(len(kept), dtype=torch.int32)
+        self.register_buffer("places", places)
+        return None if frequencies is None else frequencies[kept]
+
+    def _make_exact(self, frequencies: Any, std: float) -> None:
         exact = self.spec.exact
         assert exact is not None
         ids = np.arange(exact.count)
-        if pool is not None and self.spec.name in pool.frequencies:
-            ids = exact_ids(self.spec, np.asarray(pool.frequencies[self.spec.name]))
+        if frequencies is not None:
+            ids = exact_ids(self.spec.inner, np.asarray(frequencies))
         self.exact = StoredValues(torch.randn(exact.count, self.spec.latent_dim) * std, exact.bits, Scaling.ROW)
         self.register_buffer("exact_ids", torch.from_numpy(ids.astype(np.int64)))
 
-    def _levels(self, pool: Pool | None, std: float, loaded: TableData | None) -> Levels:
-        assert self.spec.levels is not None
-        members = None
-        if pool is not None and self.spec.name in pool.frequencies:
-            members = level_ids(self.spec, np.asarray(pool.frequencies[self.spec.name]))
-        return Levels(
-            self.spec, members, ADDED * std if self.spec.levels.adds and _has_others(self.spec) else std, loaded
-        )
+    def _levels(self, frequencies: Any, std: float, loaded: TableData | None) -> Levels:
+        spec = self.spec.inner
+        assert spec.levels is not None
+        members = None if frequencies is None else level_ids(spec, np.asarray(frequencies))
+        return Levels(spec, members, ADDED * std if spec.levels.adds and _has_others(spec) else std, loaded)
 
     def check(self, ids: Tensor) -> None:
         """Raise UnknownIdError for ids outside the table. Only on the CPU: elsewhere it would wait for the device."""
@@ -115,6 +134,17 @@ class Rows(nn.Module):
 
     def rows(self, ids: Tensor) -> Tensor:
         """The rows of ids (B,), each inside the table: (B, D)."""
+        if self.spec.kept is None:
+            e = self._rows(ids)
+        else:
+            places = self.places[ids].long()
+            e = self._rows(places.clamp_min(0)).masked_fill((places < 0)[:, None], 0)
+        if self.spec.padding_id is not None:
+            e = e.masked_fill((ids == self.spec.padding_id)[:, None], 0)
+        return e
+
+    def _rows(self, ids: Tensor) -> Tensor:
+        """The rows of kept ids, by their places."""
         spec, pool = self.spec, self.pool
         if (self.coded is not None or self.trellis is not None) and (known := coded_rows(self, ids)) is not None:
             return known
@@ -126,8 +156,6 @@ class Rows(nn.Module):
         if spec.residual is not None:
             assert pool is not None
             e = pool.residual(spec.residual.group)(e)
-        if spec.padding_id is not None:
-            e = e.masked_fill((ids == spec.padding_id)[:, None], 0)
         return e
 
     def _latent(self, ids: Tensor) -> Tensor:
@@ -162,7 +190,8 @@ class Rows(nn.Module):
     @torch.no_grad()
     def arrays(self) -> dict[str, Array]:
         """The stored arrays of this table, by the names of :func:`hfh_embed.layout.table_arrays`."""
-        spec, out = self.spec, {}
+        spec = self.spec
+        out: dict[str, Array] = {}
         if spec.shared is not None:
             assert self.pool is not None
             scale = self.scale
@@ -176,11 +205,11 @@ class Rows(nn.Module):
                 if scales is not None:
                     out[f"{part}.scale"] = scales
         if spec.exact is not None:
-            out["exact.ids"] = (
-                self.exact_ids.cpu().numpy().astype(np.uint32 if spec.num_embeddings <= 2**32 else np.int64)
-            )
+            out["exact.ids"] = self.exact_ids.cpu().numpy().astype(np.uint32 if spec.num_kept <= 2**32 else np.int64)
         if spec.map is not None and self.map_bias is not None:
             out["map.bias"] = self.map_bias.cpu().numpy().astype(np.float32)
+        if spec.kept is not None:
+            out["kept.bits"] = pack((self.places >= 0).cpu().numpy(), 1)
         for codes in (self.coded, self.trellis, self.levels):
             out |= codes.arrays() if codes is not None else {}
         return out

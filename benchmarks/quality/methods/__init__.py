@@ -45,6 +45,7 @@ FULL = "full table"
 FULLS: Mapping[str, Maker] = {FULL: Full, "full table, SGD": descending(Full)}
 """What every ratio is measured by."""
 SIXTEEN_WORDS = Form(num_hashes=16, chunk_size=32)
+ALL_LEVELS = Form(shared=False, level_share=1, level_cover=1, level_count=4, level_bits=4)
 OURS: Mapping[str, Maker] = {
     "hfh line": _form(line_form()),
     "hfh line, 16 words": _form(SIXTEEN_WORDS),
@@ -56,6 +57,7 @@ OURS: Mapping[str, Maker] = {
     "hfh mix + network": _form(partial(private_form, residual_hidden=16)),
     "hfh line + map": _form(line_form(latent_dim=16)),
     "hfh line + exact rows": _form(line_form(exact_share=0.3, exact_bits=4)),
+    "hfh levels of all ids": _form(ALL_LEVELS),
     "hfh by frequency": _form(None),
     "hfh by frequency, SGD": descending(_form(None)),
     "hfh after training": _after("hfh after training"),
