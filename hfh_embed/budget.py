@@ -7,6 +7,7 @@ also be given outright; the methods that this one generalises are such forms (``
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -183,14 +184,19 @@ PRESETS: Mapping[str, Form] = {
 """Published methods as settings of the one form, by name, each a baseline for the others."""
 
 
-def choose(ratio: float, tables: Shapes | None = None, frequencies: Frequencies | None = None) -> Form:
+def choose(
+    ratio: float,
+    tables: Shapes | None = None,
+    frequencies: Frequencies | None = None,
+    least_uses: int | None = None,
+) -> Form:
     """The form that a ratio gets by default.
 
     With 32 / ratio bits an entry to spend, rows get bits of their own as long as at least a fifth is left for what they
     share; from about 25x on, one bit for every entry of every id no longer fits and everything is shared.
 
     Where the frequencies of all ids are known, they decide from 8x on (docs/results.md, docs/language-models.md). Where they are
-    unequal, as those of words and clicks, ids that are hardly used are not kept; the others have rows of their own in four levels,
+    unequal, as those of words and clicks, ids with fewer uses than ``least_uses`` are not kept; the others have rows of their own in four levels,
     narrower the rarer its ids are, of 4 bits, or of 8 where all can have them. Where frequencies are alike all ids have levels, of 2
     bits from 16x on, and of one width where an id has less than two bytes. With still fewer bytes everything is shared, as without
     frequencies.
@@ -200,7 +206,8 @@ def choose(ratio: float, tables: Shapes | None = None, frequencies: Frequencies 
     if not (tables and frequencies and tables.keys() <= frequencies.keys() and ratio >= LEAST_RATIO):
         return Form(private_bits=private_bits)
     unequal = are_unequal(frequencies)
-    least_uses = LEAST_USES if unequal else 0
+    if least_uses is None:
+        least_uses = LEAST_USES if unequal else 0
     kept = _kept_counts(tables, ratio, least_uses, frequencies)
     index_bits = sum(n for name, (n, _) in tables.items() if kept[name] < n)
     bits = 32 * sum(n * dim for n, dim in tables.values()) / ratio - index_bits
@@ -229,6 +236,7 @@ def plan(
     form: Form | None = None,
     seed: int = 0,
     frequencies: Frequencies | None = None,
+    least_uses: int | None = None,
     pool: str = "pool",
 ) -> SnapshotSpec:
     """A group of tables over one pool, at most dense bytes / ratio in all.
@@ -239,6 +247,7 @@ def plan(
         form: how to spend the bytes; by default chosen from the ratio and the frequencies.
         seed: of the hash functions.
         frequencies: name -> (num_embeddings,) counts, how often each id is used.
+        least_uses: in place of the form's, see there; 0 keeps every id, None leaves it to the form.
         pool: the pool's name.
 
     Raises:
@@ -251,7 +260,10 @@ def plan(
         raise RatioError(
             f"ratio is {ratio!r}; give a number from 1 on (100 means a hundred times smaller)", nearest=1.0
         )
-    form = form or choose(ratio, tables, frequencies)
+    if form is None:
+        form = choose(ratio, tables, frequencies, least_uses)
+    elif least_uses is not None:
+        form = dataclasses.replace(form, least_uses=least_uses)
     counts = _kept_counts(tables, ratio, form.least_uses, frequencies or {})
     specs = [form.table(name, counts[name], dim, seed, pool) for name, (_, dim) in tables.items()]
     dense = sum(4 * n * dim for n, dim in tables.values())

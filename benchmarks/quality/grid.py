@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
-from benchmarks.quality.methods import ABLATION, COMPARED, FULLS
+from benchmarks.quality.methods import ABLATION, COMPARED, FULL, FULL_SGD, FULLS
 from benchmarks.quality.runner import DATASETS, Cell
 
 __all__ = ["ABLATION_RATIO", "TABLES", "cells"]
@@ -18,9 +18,17 @@ STRONG = (
     "hfh mix",
     "low dimension, 1 bit",
 )
+KEPT = (
+    "hfh by frequency",
+    "hfh by frequency, SGD",
+    "hfh after training, kept ids, SGD",
+    "few-bit rows of kept ids, SGD",
+)
+"""What keeps the ids that training uses often enough."""
 RIVALS = {
-    10: ("CAFE", "few-bit rows, SGD", "hfh by frequency", "hfh after training"),
-    32: ("CAFE", "CAFE, SGD", "hfh by frequency", "hfh after training"),
+    10: ("CAFE", "few-bit rows, SGD", "hfh after training", *KEPT),
+    32: ("CAFE", "CAFE, SGD", "hfh after training", *KEPT),
+    100: KEPT,
 }
 """What is close to the best at a ratio and none of STRONG, so that it has as many seeds."""
 CLOSE = (
@@ -32,7 +40,7 @@ CLOSE = (
     *RIVALS[32],
 )
 """What runs with a third seed at CLOSE_RATIOS."""
-CLOSE_RATIOS = (10, 32)
+CLOSE_RATIOS = (10, 32, 100)
 PROBED = {
     32: (
         "hfh line",
@@ -66,7 +74,7 @@ def compare() -> Iterator[Cell]:
             methods = COMPARED if seed == 0 else (*FULLS, *STRONG, *RIVALS.get(ratio, ()))
             yield from (Cell(journey, method, 1 if method in FULLS else ratio, seed) for method in methods)
     for dataset, probed in ((book, PROBED), (beauty, SKETCHED)):
-        yield from (Cell(dataset, method, 1) for method in FULLS)
+        yield from (Cell(dataset, method, 1) for method in (FULL, FULL_SGD))
         for ratio, methods in probed.items():
             yield from (Cell(dataset, method, ratio) for method in methods)
     yield from (Cell(journey, method, 1, SEEDS) for method in FULLS)

@@ -23,7 +23,7 @@ def plot(cells: Cells, dataset: str, metric: str, title: str, path: Path) -> Non
     matplotlib.rcParams["svg.hashsalt"] = dataset
     figure = Figure(figsize=(8, 5.5), layout="constrained")
     axes = figure.subplots()
-    for full, style in zip(FULLS, ("--", ":"), strict=True):
+    for full, style in zip(FULLS, ("--", ":", "-."), strict=True):
         if (dense := cells.figure(dataset, full, 1, metric)) is not None:
             axes.axhline(dense.mean, color="black", linestyle=style, linewidth=1, label=full)
     for number, method in enumerate(name for name in cells.methods(dataset) if name not in FULLS):

@@ -52,7 +52,7 @@ class HFHWords(Words):
     ) -> None:
         super().__init__()
         pool = hnn.Pool.for_tables(
-            {NAME: (size, dim)}, ratio, form=form, frequencies={NAME: counts}, seed=seed, std=std
+            {NAME: (size, dim)}, ratio, form=form, frequencies={NAME: counts}, least_uses=0, seed=seed, std=std
         )
         self.layer = hnn.HFHEmbedding(size, dim, pool=pool, name=NAME)
         self.nbytes = pool.nbytes

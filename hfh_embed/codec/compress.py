@@ -13,6 +13,7 @@ from hfh_embed import fidelity
 from hfh_embed.codec.choice import TRIAL_ROWS, ZERO_BITS, Choice, Metric, choose, smallest
 from hfh_embed.codec.coded import Sample
 from hfh_embed.codec.encoding import Encoder, Errors, InMemory, Store, encode_table, own_arrays
+from hfh_embed.codec.kept import SomeRows, often_used, widened, within
 from hfh_embed.codec.partial import Partial
 from hfh_embed.codec.stored import StoredFit
 from hfh_embed.codec.survey import Runner, chunks_of, in_turn, survey
@@ -45,6 +46,7 @@ def compress(
     nan: Literal["refuse", "zero"] = "refuse",
     name: str = "table",
     frequencies: npt.NDArray[np.number] | None = None,
+    least_uses: int = 0,
     vocabulary: Vocabulary | Sequence[str] | None = None,
     padding_id: int | None = None,
     unknown: Unknown | str = Unknown.ERROR,
@@ -64,6 +66,8 @@ def compress(
         nan: what rows with NaN or infinite values get: an error, or "zero" for rows of zeros.
         name: the table's name.
         frequencies: (N,) how often each id is used; errors of frequent ids then weigh more, and some may get exact rows.
+        least_uses: ids with smaller frequencies are not kept: their rows become zeros, and the others have their bytes. What a few
+            uses taught a row is mostly noise (docs/results.md). With ``ratio``.
         vocabulary: the key of each id.
         padding_id: an id whose row is zero.
         unknown: what ids outside the table get, "zero" or "error".
@@ -84,6 +88,17 @@ def compress(
         raise InputError(f"metric is {metric!r} and nan {nan!r}; allowed are cosine, dot and l2; refuse and zero")
     dense = _checked(rows, nan)
     table = _blank(name, dense.shape, padding_id, unknown)
+    if least_uses:
+        _weights(frequencies, dense.shape[0])
+        n, dim = dense.shape
+        if ratio is None:
+            raise InputError("least_uses goes with a ratio; give that, or leave least_uses out")
+        kept = often_used(frequencies, least_uses, padding_id)
+        if len(kept) < n:
+            survey(dense, np.empty(0, dtype=np.int64), run, tell)
+            inner, some = _blank(name, (len(kept), dim), None, unknown), Float32Rows(SomeRows(dense.rows, kept), nan)
+            own = _Work(some, inner, np.asarray(frequencies)[kept], None, metric, seed, partial, run, tell)
+            return widened(within(ratio, (n, dim), len(kept), own.at), n, kept, padding_id, vocabulary)
     work = _Work(dense, table, frequencies, vocabulary, metric, seed, partial, run, tell)
     if ratio is not None:
         return work.at(ratio)

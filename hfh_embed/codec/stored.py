@@ -40,6 +40,11 @@ class StoredFit:
         encoded alone.
         """
         table, arrays = data.table, data.arrays
+        if table.kept is not None:
+            raise InputError(
+                f"table {table.name!r} keeps {table.num_kept:,} of its {table.num_embeddings:,} ids, and no bytes are there for others; "
+                "compress the new dense table with its new frequencies"
+            )
         if table.shared is not None or table.residual is not None or table.levels is not None:
             what = "values that all ids share" if table.shared is not None else "a network"
             what = "levels that were trained" if table.levels is not None else what

@@ -37,6 +37,7 @@ class Lookup(nn.Module):
         name: str | None = None,
         form: Form | str | None = None,
         frequencies: Any = None,
+        least_uses: int | None = None,
         std: float | None = None,
         master: str | None = None,
         seed: int = 0,
@@ -55,10 +56,19 @@ class Lookup(nn.Module):
             shapes = {own_name: (num_embeddings, embedding_dim)}
             own_std, own_master = 1.0 if std is None else std, master or "float32"
             pool = Pool.for_tables(
-                shapes, ratio, form=form, frequencies=counts, seed=seed, std=own_std, master=own_master
+                shapes,
+                ratio,
+                form=form,
+                frequencies=counts,
+                least_uses=least_uses,
+                seed=seed,
+                std=own_std,
+                master=own_master,
             )
-        elif form is not None or frequencies is not None or seed or master is not None:
-            raise SpecError("form, frequencies, seed and master belong to the pool; give them to Pool.for_tables")
+        elif any(given is not None for given in (form, frequencies, least_uses, master)) or seed:
+            raise SpecError(
+                "form, frequencies, least_uses, seed and master belong to the pool; give them to Pool.for_tables"
+            )
         spec = _planned(pool, own_name, num_embeddings, embedding_dim).replace(padding_id=padding)
         self._take(Rows(spec, pool, pool.std if std is None else std))
         if device is not None or dtype is not None:
@@ -137,7 +147,7 @@ class HFHEmbedding(Lookup):
         max_norm, norm_type, scale_grad_by_freq, sparse: not supported, refused unless left as they are.
         ratio: dense bytes / stored bytes, for a pool of this table's own.
         pool, name: a pool from :meth:`Pool.for_tables` and the name this table has there.
-        form, frequencies, seed, master: see :meth:`Pool.for_tables`.
+        form, frequencies, least_uses, seed, master: see :meth:`Pool.for_tables`.
         std: standard deviation of initial rows; 1.0 as ``nn.Embedding``, or the pool's.
         device, dtype: as ``nn.Embedding``.
 
@@ -183,12 +193,18 @@ class HFHEmbedding(Lookup):
         *,
         ratio: float,
         frequencies: Any = None,
+        least_uses: int = 0,
         name: str = "table",
         seed: int = 0,
     ) -> Self:
-        """A compressed form of a trained (N, D) table. Codes stay fixed; without ``freeze`` what they name can be trained."""
+        """A compressed form of a trained (N, D) table. Codes stay fixed; without ``freeze`` what they name can be trained.
+
+        ``frequencies`` and ``least_uses`` are those of :func:`hfh_embed.codec.compress`.
+        """
         _refuse(max_norm=max_norm, norm_type=norm_type != 2.0, scale_grad_by_freq=scale_grad_by_freq, sparse=sparse)
-        table = _fitted(embeddings, ratio, frequencies, padding_id(padding_idx, len(embeddings)), name, seed)
+        table = _fitted(
+            embeddings, ratio, frequencies, least_uses, padding_id(padding_idx, len(embeddings)), name, seed
+        )
         return cls._of(table).requires_grad_(not freeze)
 
 
@@ -264,22 +280,35 @@ class HFHEmbeddingBag(Lookup):
         *,
         ratio: float,
         frequencies: Any = None,
+        least_uses: int = 0,
         name: str = "table",
         seed: int = 0,
     ) -> Self:
         """A compressed form of a trained (N, D) table; see :meth:`HFHEmbedding.from_pretrained`."""
         _refuse(max_norm=max_norm, norm_type=norm_type != 2.0, scale_grad_by_freq=scale_grad_by_freq, sparse=sparse)
         _check_mode(mode)
-        table = _fitted(embeddings, ratio, frequencies, padding_id(padding_idx, len(embeddings)), name, seed)
+        table = _fitted(
+            embeddings, ratio, frequencies, least_uses, padding_id(padding_idx, len(embeddings)), name, seed
+        )
         return cls._of(table, mode=mode, include_last_offset=include_last_offset).requires_grad_(not freeze)
 
 
-def _fitted(embeddings: Tensor, ratio: float, frequencies: Any, padding: int | None, name: str, seed: int) -> Rows:
+def _fitted(
+    embeddings: Tensor, ratio: float, frequencies: Any, least_uses: int, padding: int | None, name: str, seed: int
+) -> Rows:
     """A table whose rows are the given ones, compressed."""
     from hfh_embed.codec import compress
 
     rows = embeddings.detach().float().cpu().numpy()
-    snapshot = compress(rows, ratio=ratio, name=name, frequencies=frequencies, padding_id=padding, seed=seed)
+    snapshot = compress(
+        rows,
+        ratio=ratio,
+        name=name,
+        frequencies=frequencies,
+        least_uses=least_uses,
+        padding_id=padding,
+        seed=seed,
+    )
     data = snapshot.spec.data(name, snapshot.arrays)
     return Rows(data.table, None, loaded=data).to(embeddings.device)
 

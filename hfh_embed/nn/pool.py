@@ -118,6 +118,7 @@ class Pool(nn.Module):
         *,
         form: Form | str | None = None,
         frequencies: Frequencies | None = None,
+        least_uses: int | None = None,
         seed: int = 0,
         std: float = 1.0,
         master: str = "float32",
@@ -128,7 +129,10 @@ class Pool(nn.Module):
             tables: name -> (num_embeddings, embedding_dim).
             ratio: dense float32 bytes / stored bytes.
             form: how to spend the bytes, a :class:`hfh_embed.budget.Form` or the name of a preset; chosen from the ratio.
-            frequencies: name -> how often each id is used, for forms with exact rows.
+            frequencies: name -> how often each id is used in training, one number an id; whole numbers are counts. They decide where
+                the bytes go.
+            least_uses: ids with fewer uses are not kept: their rows are zeros, and the others have their bytes. By default 5 where
+                frequencies are counts and unequal. 0 keeps all, as a table needs that also gives the logits of its ids.
             seed: of the hash functions; torch's own generator makes the initial values.
             std: standard deviation of initial rows; ``nn.Embedding`` has 1.0.
             master: how the pool's values are held while they are trained: "float32", or "bfloat16", half the memory and
@@ -138,7 +142,11 @@ class Pool(nn.Module):
         Raises:
             RatioError: the ratio cannot be met; its ``nearest`` can.
         """
-        pool = cls(plan(tables, ratio, form=form_of(form), seed=seed, frequencies=frequencies), std, master)
+        pool = cls(
+            plan(tables, ratio, form=form_of(form), seed=seed, frequencies=frequencies, least_uses=least_uses),
+            std,
+            master,
+        )
         pool.frequencies = dict(frequencies or {})
         return pool
 

@@ -111,7 +111,10 @@ def compress(
         dense, nbytes = sum(4 * t.weight.numel() for t in tables), sum(layer.nbytes for layer in layers)
     else:
         shapes = {table.name: table.shape for table in tables}
-        pool = Pool.for_tables(shapes, ratio, form=form, frequencies=frequencies, seed=seed, std=tables[0].std)
+        least_uses = 0 if any(table.heads for table in tables) else None
+        pool = Pool.for_tables(
+            shapes, ratio, form=form, frequencies=frequencies, least_uses=least_uses, seed=seed, std=tables[0].std
+        )
         layers = [_drawn(table, pool) for table in tables]
         dense, nbytes = pool.plan.dense_nbytes, pool.nbytes
     swapped: dict[int, nn.Module] = {}

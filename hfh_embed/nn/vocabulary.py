@@ -50,6 +50,8 @@ class VocabularyHead(Lookup):
         device, dtype = options.get("device"), options.get("dtype")
         if tie is None:
             options.setdefault("std", 1 / math.sqrt(3 * embedding_dim))
+            if options.get("pool") is None:
+                options.setdefault("least_uses", 0)
             if bias is not False and options.get("ratio") is not None:
                 options["ratio"] = _ratio_beside_bias(num_embeddings, embedding_dim, options["ratio"])
             super().__init__(num_embeddings, embedding_dim, padding_idx, **options)
@@ -223,6 +225,11 @@ def _check_tie(
         raise SpecError(
             f"the head has {num_embeddings} x {embedding_dim} and the embedding that it is tied to "
             f"{tie.num_embeddings} x {tie.embedding_dim}; tied tables are one, so give the same sizes"
+        )
+    if tie.spec.kept is not None:
+        raise SpecError(
+            f"the embedding keeps {tie.spec.num_kept:,} of its {num_embeddings:,} ids, and a head needs the rows of all; "
+            "make it with least_uses=0"
         )
     if padding_idx is not None and padding_id(padding_idx, num_embeddings) != tie.padding_idx:
         raise SpecError(f"padding_idx is {padding_idx} and the tied embedding's {tie.padding_idx}; leave it out")

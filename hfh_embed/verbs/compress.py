@@ -52,6 +52,13 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--frequencies", metavar="F", type=Path, help="how often each id is used: .npy, .csv or .parquet"
     )
+    parser.add_argument(
+        "--least-uses",
+        type=int,
+        metavar="K",
+        default=0,
+        help="ids with smaller frequencies take one bit, and their rows are zeros: 5",
+    )
     parser.add_argument("--vocabulary", metavar="F", type=Path, help="text file with the key of each row, one a line")
     parser.add_argument(
         "--overlay", metavar="URL", help="Redis whose rows of this table, written by clients of the service, go into it"
@@ -102,6 +109,7 @@ def _run(args: argparse.Namespace) -> None:
                     nan=args.nan,
                     name=args.name or table.name,
                     frequencies=frequencies,
+                    least_uses=args.least_uses,
                     vocabulary=table.vocabulary,
                     unknown=args.unknown,
                     padding_id=args.padding_id,

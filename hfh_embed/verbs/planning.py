@@ -7,6 +7,7 @@ import argparse
 from hfh_embed.budget import PRESETS, plan
 from hfh_embed.errors import InputError
 from hfh_embed.layout import SnapshotSpec
+from hfh_embed.spec import TableSpec
 from hfh_embed.verbs.base import Verb, bytes_text, print_json, print_table, whole_number
 
 __all__ = ["PLAN", "describe", "print_parts"]
@@ -56,7 +57,12 @@ def describe(spec: SnapshotSpec) -> dict[str, object]:
         "nbytes": spec.nbytes,
         "dense_nbytes": spec.dense_nbytes,
         "tables": {
-            t.name: {"num_embeddings": t.num_embeddings, "embedding_dim": t.embedding_dim, "unknown": t.unknown.value}
+            t.name: {
+                "num_embeddings": t.num_embeddings,
+                "embedding_dim": t.embedding_dim,
+                "kept": t.num_kept,
+                "unknown": t.unknown.value,
+            }
             for t in spec.tables
         },
         "pools": {p.name: {"slots": p.slots, "bits": p.bits} for p in spec.pools},
@@ -64,14 +70,16 @@ def describe(spec: SnapshotSpec) -> dict[str, object]:
     }
 
 
+def _ids_text(table: TableSpec) -> str:
+    kept = f", {table.num_kept:,} kept" if table.kept is not None else ""
+    return f"{table.num_embeddings:,}{kept}"
+
+
 def print_parts(spec: SnapshotSpec, most: int = 40) -> None:
     """Tables, then every stored part with its bytes and share, then the total."""
     print_table(
         ("table", "ids", "dim", "dense", "unknown ids"),
-        (
-            (t.name, f"{t.num_embeddings:,}", t.embedding_dim, bytes_text(t.dense_nbytes), t.unknown.value)
-            for t in spec.tables
-        ),
+        ((t.name, _ids_text(t), t.embedding_dim, bytes_text(t.dense_nbytes), t.unknown.value) for t in spec.tables),
     )
     print()
     parts = list(spec.parts())

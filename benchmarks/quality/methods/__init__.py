@@ -9,6 +9,7 @@ from benchmarks.quality.methods.ablation import ABLATION
 from benchmarks.quality.methods.base import Embedding, Shapes, TooSmallError, descending
 from benchmarks.quality.methods.composed import HashEmbeddings, QuotientRemainder, TensorTrain
 from benchmarks.quality.methods.forms import Formed, Lean, line_form, private_form
+from benchmarks.quality.methods.kept import keeping
 from benchmarks.quality.methods.learned import Clustered, DeepHash
 from benchmarks.quality.methods.popular import HotRows, MixedDimensions, Pruned
 from benchmarks.quality.methods.rows import FewBitRows, Full, Mapped
@@ -18,9 +19,11 @@ from hfh_embed.budget import PRESETS, Form, choose
 __all__ = [
     "ABLATION",
     "AFTERWARDS",
+    "AFTER_SGD",
     "COMPARED",
     "FULL",
     "FULLS",
+    "FULL_SGD",
     "METHODS",
     "OURS",
     "PEERS",
@@ -42,8 +45,15 @@ def _form(form: Form | Callable[[float, int], Form] | None) -> Maker:
 
 
 FULL = "full table"
-FULLS: Mapping[str, Maker] = {FULL: Full, "full table, SGD": descending(Full)}
-"""What every ratio is measured by."""
+FULL_SGD = "full table, SGD"
+FULLS: Mapping[str, Maker] = {
+    FULL: Full,
+    FULL_SGD: descending(Full),
+    "full table of kept ids, SGD": descending(keeping(Full)),
+}
+"""What every ratio is measured by, the last to see what the ids that are not kept are worth."""
+AFTER_SGD = ("hfh after training, SGD", "hfh after training, kept ids, SGD")
+"""Tables that are compressed after training by gradient descent."""
 SIXTEEN_WORDS = Form(num_hashes=16, chunk_size=32)
 ALL_LEVELS = Form(shared=False, level_share=1, level_cover=1, level_count=4, level_bits=4)
 OURS: Mapping[str, Maker] = {
@@ -61,6 +71,8 @@ OURS: Mapping[str, Maker] = {
     "hfh by frequency": _form(None),
     "hfh by frequency, SGD": descending(_form(None)),
     "hfh after training": _after("hfh after training"),
+    "hfh after training, SGD": descending(_after("hfh after training")),
+    "hfh after training, kept ids, SGD": descending(keeping(_after("hfh after training"))),
 }
 PEERS: Mapping[str, Maker] = {
     "few-bit rows": FewBitRows,
@@ -85,6 +97,9 @@ PEERS: Mapping[str, Maker] = {
     "ROBE, SGD": descending(_form(PRESETS["robe"])),
     "quotient-remainder, SGD": descending(QuotientRemainder),
     "the paper's HFH, SGD": descending(_form(PRESETS["hfh"])),
+    "few-bit rows of kept ids, SGD": descending(keeping(FewBitRows)),
+    "CAFE of kept ids, SGD": descending(keeping(HotRows)),
+    "ROBE of kept ids, SGD": descending(keeping(_form(PRESETS["robe"]))),
     "few bits after training": _after("few bits after training"),
     "PQ after training": _after("PQ after training"),
     "OPQ after training": _after("OPQ after training"),
