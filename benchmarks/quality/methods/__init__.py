@@ -68,6 +68,7 @@ OURS: Mapping[str, Maker] = {
     "hfh line + map": _form(line_form(latent_dim=16)),
     "hfh line + exact rows": _form(line_form(exact_share=0.3, exact_bits=4)),
     "hfh levels of all ids": _form(ALL_LEVELS),
+    "hfh levels of all ids, SGD": descending(_form(ALL_LEVELS)),
     "hfh by frequency": _form(None),
     "hfh by frequency, SGD": descending(_form(None)),
     "hfh after training": _after("hfh after training"),
