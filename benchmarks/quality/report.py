@@ -14,7 +14,17 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.quality.methods import ABLATION, AFTERWARDS, COMPARED, FULL, FULL_SGD, FULLS, OURS, PEERS, default_method
+from benchmarks.quality.methods import (
+    ABLATION,
+    AFTERWARDS,
+    COMPARED,
+    FULL,
+    FULL_SGD,
+    FULLS,
+    OURS,
+    PEERS,
+    default_method,
+)
 from benchmarks.quality.runner import DATASETS
 
 __all__ = ["PAGE", "Cells", "write"]

@@ -6,6 +6,7 @@ import torch
 
 from benchmarks.quality.methods import (
     ABLATION,
+    AFTER_SGD,
     AFTERWARDS,
     COMPARED,
     FULL,
@@ -18,8 +19,9 @@ from benchmarks.quality.methods import (
 )
 from benchmarks.quality.methods.base import Joined
 from benchmarks.quality.methods.forms import Formed
+from benchmarks.quality.methods.kept import Keeping
 from benchmarks.quality.methods.popular import rice
-from hfh_embed.budget import choose
+from hfh_embed.budget import LEAST_USES, choose
 
 SIZES = {"user": 1_000, "item": 3_001}
 GENERATOR = np.random.default_rng(0)
@@ -27,7 +29,15 @@ SHAPES = Shapes(SIZES, 32, {name: GENERATOR.zipf(1.3, n).clip(max=1000) - 1 for 
 FIELDS = tuple(SIZES)
 STEPS = 5
 """Of an epoch here."""
-FEW_BIT = {"few-bit rows", "few-bit rows, SGD", "low dimension, 1 bit", "low dimension, 2 bits", "pruning", "CCE"}
+FEW_BIT = {
+    "few-bit rows",
+    "few-bit rows, SGD",
+    "few-bit rows of kept ids, SGD",
+    "low dimension, 1 bit",
+    "low dimension, 2 bits",
+    "pruning",
+    "CCE",
+}
 
 
 def trained(name: str, ratio: float, epochs: int = 6) -> tuple[Joined, list[float]]:
@@ -65,9 +75,12 @@ def test_a_method_learns_within_its_bytes_or_says_that_it_cannot(name: str, rati
     assert np.mean(losses[-5:]) < losses[0], losses
 
 
-@pytest.mark.parametrize("name", [name for name in COMPARED if name not in FEW_BIT | set(AFTERWARDS)])
+@pytest.mark.parametrize("name", [name for name in COMPARED if name not in FEW_BIT | {*AFTERWARDS, *AFTER_SGD}])
 def test_every_trained_value_of_a_peer_is_counted(name: str) -> None:
     embed, _ = trained(name, 20, epochs=1)
+    if isinstance(embed, Keeping):
+        assert embed.nbytes == embed.method.nbytes + -(-SHAPES.total // 8)
+        embed = embed.method
     if isinstance(embed, Formed):
         assert embed.nbytes == embed.table.nbytes
         return
@@ -134,6 +147,14 @@ def test_what_the_ablation_changes_keeps_to_the_same_bytes(group: str) -> None:
         embed = make(SHAPES, 32, 0)
         assert SHAPES.budget(32) - 256 < embed.nbytes <= SHAPES.budget(32), name
         assert torch.isfinite(embed(FIELDS, torch.tensor([[0, 3000], [999, 1]]))).all(), name
+
+
+def test_rows_of_ids_that_are_not_kept_are_zeros_and_those_of_others_are_the_methods() -> None:
+    embed, _ = trained("few-bit rows of kept ids, SGD", 32)
+    uses = torch.from_numpy(SHAPES.joined_counts)
+    rows = embed.rows(torch.arange(SHAPES.total))
+    assert torch.equal(rows.abs().sum(1) > 0, uses >= LEAST_USES)
+    assert torch.equal(rows[uses >= LEAST_USES], embed.method.rows(torch.arange(embed.method.total)))
 
 
 def test_what_is_compressed_after_training_is_judged_by_the_rows_that_are_left() -> None:
