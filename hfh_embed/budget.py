@@ -44,7 +44,7 @@ LEAST_RATIO, LEAST_ID_BITS, LEAST_ALIKE_BITS = 8, 16, 10
 where they are unequal (docs/language-models.md) and alike (docs/results.md)."""
 LEAST_KEPT_BITS, WIDE_BITS = 64, 12
 """The same where rare ids are not kept, and with how many bits an entry levels have 8 bits."""
-LEAST_USES = 5
+LEAST_USES = 10
 """Uses of an id without which it is not kept where frequencies are unequal: so few teach a row nothing (docs/results.md)."""
 
 

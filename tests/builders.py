@@ -10,11 +10,13 @@ import numpy as np
 from hfh_embed.hashing import table_key
 from hfh_embed.layout import SnapshotSpec
 from hfh_embed.level_index import index_arrays
+from hfh_embed.packing import pack
 from hfh_embed.snapshot import Snapshot
 from hfh_embed.spec import (
     CodeChunk,
     CodedSpec,
     ExactSpec,
+    KeptSpec,
     Level,
     LevelIndex,
     LevelsSpec,
@@ -40,12 +42,17 @@ def random_arrays(spec: SnapshotSpec, seed: int = 0) -> dict[str, np.ndarray[Any
     generator = np.random.default_rng(seed)
     arrays: dict[str, np.ndarray[Any, Any]] = {}
     for name, array in spec.arrays().items():
-        if name.endswith("exact.ids"):
+        if name.endswith("kept.bits"):
             table = spec.table(name.split("/")[1])
+            bits = np.zeros(table.num_embeddings, dtype=np.uint8)
+            bits[generator.choice(table.num_embeddings, table.num_kept, replace=False)] = 1
+            arrays[name] = pack(bits, 1)
+        elif name.endswith("exact.ids"):
+            table = spec.table(name.split("/")[1]).inner
             ids = np.sort(generator.choice(table.num_embeddings, array.shape[0], replace=False))
             arrays[name] = ids.astype(array.dtype)
         elif name.split("/")[-1] in ("levels.codes", "levels.ids"):
-            table = spec.table(name.split("/")[1])
+            table = spec.table(name.split("/")[1]).inner
             assert table.levels is not None
             drawn = generator.permutation(table.num_embeddings)[: table.levels.count]
             ends = np.cumsum([level.count for level in table.levels.each])[:-1]
@@ -149,6 +156,12 @@ def _cases() -> dict[str, tuple[TableSpec, PoolSpec | None]]:
     own = _pool(bits=32)
     weigh = shared_table(own, num_hashes=2, chunk_size=40, locality=Locality.ALIGNED, signs=False)
     cases["weigh"] = (weigh.replace(private=PrivateSpec(2, 32, PrivateRole.WEIGH)), own)
+    some = {"kept": KeptSpec(300), "unknown": Unknown.ZERO}
+    cases["kept"] = (line.replace(**some, padding_id=7), pool)
+    cases["kept-exact-map"] = (latent.replace(kept=KeptSpec(N - 1), exact=ExactSpec(50, 4)), pool)
+    alone_levels = LevelsSpec((Level(13, 32, 40), Level(87, 4, 20), Level(200, 4, 9)), LevelIndex.CODES)
+    cases["kept-levels"] = (line.replace(**some, shared=None, levels=alone_levels), None)
+    cases["kept-trellis"] = (line.replace(**alone | some, trellis=trellis, padding_id=7), None)
     cases["padding-zero"] = (line.replace(padding_id=7, unknown=Unknown.ZERO), pool)
     cases["reconstruct"] = (line.replace(unknown=Unknown.RECONSTRUCT, private=PrivateSpec(40, 1)), pool)
     return cases

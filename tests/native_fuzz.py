@@ -101,6 +101,9 @@ def random_spec(generator: np.random.Generator) -> SnapshotSpec:
         padding_id=number(0, count - 1) if maybe(0.3) else None,
         unknown=unknown,
     )
+    if maybe(0.2):
+        table = table.replace(padding_id=None).among(count + number(1, 1500))
+        table = table.replace(padding_id=number(0, table.num_embeddings - 1) if maybe(0.5) else None)
     return SnapshotSpec((table,), (pool,) if shared is not None else ())
 
 

@@ -58,7 +58,19 @@ def test_sums_of_few_bit_values_have_the_same_bits_everywhere(case: str, backend
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("mode", ["sum", "mean", "max"])
 @pytest.mark.parametrize(
-    "case", ["words-1", "padding-zero", "line-16-words", "line-16-words-dim-27", "map", "coded-8", "private"]
+    "case",
+    [
+        "words-1",
+        "padding-zero",
+        "line-16-words",
+        "line-16-words-dim-27",
+        "map",
+        "coded-8",
+        "private",
+        "kept",
+        "kept-levels",
+        "kept-trellis",
+    ],
 )
 def test_bags_equal_the_reference(case: str, mode: str, backend: str) -> None:
     table = snapshot_of(*CASES[case], kernels=backend)["users"]
@@ -75,7 +87,7 @@ def test_bags_equal_the_reference(case: str, mode: str, backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("case", ["words-1", "line-16-words", "line-16-words-dim-27"])
+@pytest.mark.parametrize("case", ["words-1", "line-16-words", "line-16-words-dim-27", "kept", "kept-levels"])
 def test_weighted_bags_equal_the_reference(case: str, backend: str) -> None:
     table = snapshot_of(*CASES[case], kernels=backend)["users"]
     ids, weights = np.array([[1, 2, 3], [4, 5, 6]]), np.array([[0.5, -2, 3], [0, 1, 1e-3]])
@@ -84,7 +96,7 @@ def test_weighted_bags_equal_the_reference(case: str, backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("case", ["words-1", "coded-8", "mlp"])
+@pytest.mark.parametrize("case", ["words-1", "coded-8", "mlp", "kept"])
 def test_empty_batches_and_bags_have_a_shape(case: str, backend: str) -> None:
     table = snapshot_of(*CASES[case], kernels=backend)["users"]
     assert table.lookup([]).shape == (0, 40)

@@ -131,7 +131,7 @@ class Pool(nn.Module):
             form: how to spend the bytes, a :class:`hfh_embed.budget.Form` or the name of a preset; chosen from the ratio.
             frequencies: name -> how often each id is used in training, one number an id; whole numbers are counts. They decide where
                 the bytes go.
-            least_uses: ids with fewer uses are not kept: their rows are zeros, and the others have their bytes. By default 5 where
+            least_uses: ids with fewer uses are not kept: their rows are zeros, and the others have their bytes. By default 10 where
                 frequencies are counts and unequal. 0 keeps all, as a table needs that also gives the logits of its ids.
             seed: of the hash functions; torch's own generator makes the initial values.
             std: standard deviation of initial rows; ``nn.Embedding`` has 1.0.

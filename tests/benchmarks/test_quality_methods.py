@@ -193,7 +193,10 @@ def test_one_map_is_shared_by_all_fields() -> None:
 def test_ids_of_different_fields_have_different_rows() -> None:
     for name in COMPARED:
         embed = METHODS[name](SHAPES, 32 if name.startswith("few-bit rows") else 40, 0)
-        rows = embed(("item", "user"), torch.tensor([[7, 7]]))[0]
+        shared_id = int(
+            np.flatnonzero((SHAPES.counts["user"] >= LEAST_USES) & (SHAPES.counts["item"][:1000] >= LEAST_USES))[0]
+        )
+        rows = embed(("item", "user"), torch.tensor([[shared_id, shared_id]]))[0]
         assert name == "mixed dimensions" or not torch.equal(rows[0], rows[1]), name
 
 

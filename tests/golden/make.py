@@ -36,6 +36,8 @@ KEPT = (
     "levels-codes",
     "levels-added",
     "levels-map",
+    "kept",
+    "kept-levels",
 )
 
 
