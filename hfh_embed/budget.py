@@ -42,8 +42,8 @@ Shapes = Mapping[str, tuple[int, int]]
 LEAST_RATIO, LEAST_ID_BITS, LEAST_ALIKE_BITS = 8, 16, 10
 """Where frequencies are known: from which ratio on they decide the form, and with how many bits an id is worth a row of its own
 where they are unequal (docs/language-models.md) and alike (docs/results.md)."""
-LEAST_KEPT_BITS, WIDE_BITS = 64, 12
-"""The same where rare ids are not kept, and with how many bits an entry levels have 8 bits."""
+LEAST_KEPT_BITS, WIDE_BITS = 3, 12
+"""With how many bits an entry ids are worth rows of their own where rare ones are not kept, and levels of 8 bits."""
 LEAST_USES = 10
 """Uses of an id without which it is not kept where frequencies are unequal: so few teach a row nothing (docs/results.md)."""
 
@@ -213,7 +213,7 @@ def choose(
     bits = 32 * sum(n * dim for n, dim in tables.values()) / ratio - index_bits
     id_bits = bits / sum(kept.values())
     entry_bits = bits / sum(kept[name] * dim for name, (_, dim) in tables.items())
-    if id_bits < (LEAST_ALIKE_BITS if not unequal else LEAST_KEPT_BITS if index_bits else LEAST_ID_BITS):
+    if (index_bits and entry_bits < LEAST_KEPT_BITS) or id_bits < (LEAST_ID_BITS if unequal else LEAST_ALIKE_BITS):
         return Form(private_bits=private_bits, least_uses=least_uses)
     if unequal:
         level_bits, level_count = 8 if entry_bits >= WIDE_BITS else 4, 4
