@@ -42,8 +42,8 @@ Shapes = Mapping[str, tuple[int, int]]
 LEAST_RATIO, LEAST_ID_BITS, LEAST_ALIKE_BITS = 8, 16, 10
 """Where frequencies are known: from which ratio on they decide the form, and with how many bits an id is worth a row of its own
 where they are unequal (docs/language-models.md) and alike (docs/results.md)."""
-LEAST_KEPT_BITS, WIDE_BITS = 64, 12
-"""The same where rare ids are not kept, and with how many bits an entry levels have 8 bits."""
+LEAST_KEPT_BITS, WIDE_BITS = 3, 12
+"""With how many bits an entry ids are worth rows of their own where rare ones are not kept, and levels of 8 bits."""
 LEAST_USES = 10
 """Uses of an id without which it is not kept where frequencies are unequal: so few teach a row nothing (docs/results.md)."""
 
@@ -198,7 +198,7 @@ def choose(
     Where the frequencies of all ids are known, they decide from 8x on (docs/results.md, docs/language-models.md). Where they are
     unequal, as those of words and clicks, ids with fewer uses than ``least_uses`` are not kept; the others have rows of their own in four levels,
     narrower the rarer its ids are, of 4 bits, or of 8 where all can have them. Where frequencies are alike all ids have levels, of 2
-    bits from 16x on, and of one width where an id has less than two bytes. With still fewer bytes everything is shared, as without
+    bits from 16x on, and of one width and 1 bit where an id has less than two bytes. With still fewer bytes everything is shared, as without
     frequencies.
     """
     affordable = 0.8 * 32 / ratio
@@ -213,12 +213,13 @@ def choose(
     bits = 32 * sum(n * dim for n, dim in tables.values()) / ratio - index_bits
     id_bits = bits / sum(kept.values())
     entry_bits = bits / sum(kept[name] * dim for name, (_, dim) in tables.items())
-    if id_bits < (LEAST_ALIKE_BITS if not unequal else LEAST_KEPT_BITS if index_bits else LEAST_ID_BITS):
+    if (index_bits and entry_bits < LEAST_KEPT_BITS) or id_bits < (LEAST_ID_BITS if unequal else LEAST_ALIKE_BITS):
         return Form(private_bits=private_bits, least_uses=least_uses)
     if unequal:
         level_bits, level_count = 8 if entry_bits >= WIDE_BITS else 4, 4
     else:
-        level_bits, level_count = 4 if entry_bits > 2 else 2, 4 if id_bits >= LEAST_ID_BITS else 1
+        level_count = 4 if id_bits >= LEAST_ID_BITS else 1
+        level_bits = 4 if entry_bits > 2 else 2 if level_count > 1 else 1
     return Form(
         shared=False,
         level_share=1,
@@ -322,6 +323,8 @@ def _unreachable(ratio: float, dense: int, least: int, form: Form) -> RatioError
             nearest=1.0,
         )
     nearest = np.floor(nearest * 1e4) / 1e4
+    if int(dense / nearest) < least:  # 2,140 bytes at 1.07 are 1,999.99...
+        nearest = round(nearest - 1e-4, 4)
     return RatioError(
         f"ratio {ratio:g} allows {int(dense / ratio):,} bytes, but this form needs at least {least:,}; "
         f"the nearest ratio that can be met is {nearest:g}",

@@ -39,6 +39,13 @@ def test_any_group_gets_its_ratio_or_the_nearest_that_can_be_met(
     assert spec.nbytes * ratio <= spec.dense_nbytes
 
 
+def test_the_nearest_ratio_is_met_where_its_quotient_is_a_little_less_than_whole() -> None:
+    for n in range(1, 40):
+        with pytest.raises(RatioError) as error:
+            plan({"t": (n, 5)}, 5000, form=Form(shared=False, private_bits=32))
+        assert plan({"t": (n, 5)}, error.value.nearest, form=Form(shared=False, private_bits=32)).nbytes == 20 * n
+
+
 @pytest.mark.parametrize("ratio", [0, 0.99, -5, float("nan"), float("inf"), "ten"])
 def test_a_ratio_below_one_is_refused(ratio: float) -> None:
     with pytest.raises(RatioError, match="ratio is"):
@@ -155,7 +162,7 @@ def test_alike_frequencies_give_every_id_a_row_of_few_bits(ratio: float, bits: i
 def test_alike_frequencies_give_rows_of_one_width_where_an_id_has_less_than_two_bytes() -> None:
     (table,) = plan({"t": (10_000, 32)}, 100, frequencies={"t": np.full(10_000, 7)}).tables
     assert table.levels is not None
-    assert [(level.count, level.dim, level.bits) for level in table.levels.each] == [(10_000, 4, 2)]
+    assert [(level.count, level.dim, level.bits) for level in table.levels.each] == [(10_000, 8, 1)]
     unequal = plan({"t": (10_000, 32)}, 100, frequencies={"t": 1 / (1 + np.arange(10_000))})
     assert unequal == plan({"t": (10_000, 32)}, 100)
 

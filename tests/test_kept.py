@@ -28,7 +28,7 @@ def _finders() -> list[object]:
 
 
 def _data(bits: np.ndarray, count: int) -> TableData:
-    table = TableSpec("users", len(bits), 3, private=PrivateSpec(3, 8), kept=KeptSpec(count))
+    table = TableSpec("users", len(bits), 3, private=PrivateSpec(3, 8), kept=KeptSpec(count), unknown=Unknown.ZERO)
     return TableData(table, None, {"kept.bits": pack(bits, 1)})
 
 
@@ -39,14 +39,17 @@ def test_places_count_the_kept_ids_before(find: object, n: int, share: float, se
     bits = (generator.random(n) < share).astype(np.uint8)
     bits[0], bits[-1] = 0, 1
     count = int(bits.sum())
-    places = KeptPlaces(_data(bits, count), find).of(np.concatenate((np.arange(n), [-1, n, n + 511, 2**62, -(2**63)])))
+    data = _data(bits, count)
+    refused, places = KeptPlaces(data, find).of(np.concatenate((np.arange(n), [n, n + 63, 2**62])))
+    assert refused == -1
     assert places[:n].tolist() == np.where(bits, np.cumsum(bits) - 1, count).tolist()
     assert (places[n:] == count).all()
 
 
 @pytest.mark.parametrize("find", _finders())
 def test_damaged_bits_give_no_place_outside_the_table(find: object) -> None:
-    places = KeptPlaces(_data(np.ones(1003, np.uint8), 40), find).of(np.arange(1003))
+    refused, places = KeptPlaces(_data(np.ones(1003, np.uint8), 40), find).of(np.arange(1003))
+    assert refused == -1
     assert places[:40].tolist() == list(range(40))
     assert (places[40:] == 40).all()
 
@@ -56,14 +59,14 @@ def test_a_native_call_with_arrays_that_do_not_fit_is_refused() -> None:
         pytest.skip("needs the compiled kernels")
     from hfh_embed.kernels._native import kept_places
 
-    bits, before, ids = np.zeros(64, np.uint8), np.zeros(2, np.int64), np.zeros(4, np.int64)
+    bits, before, ids = np.zeros(64, np.uint8), np.zeros(8, np.int64), np.zeros(4, np.int64)
     for wrong in (
-        (bits, before, 513, 5, ids, ids.copy()),
-        (bits, before[:0], 512, 5, ids, ids.copy()),
-        (bits, before, 512, 5, ids, ids[:3].copy()),
-        (bits, before, 0, 5, ids, ids.copy()),
+        (bits, before, 513, 5, True, ids, ids.copy()),
+        (bits, before[:7], 512, 5, True, ids, ids.copy()),
+        (bits, before, 512, 5, True, ids, ids[:3].copy()),
+        (bits, before, 0, 5, True, ids, ids.copy()),
     ):
-        with pytest.raises(ValueError, match="fewer|length"):
+        with pytest.raises(ValueError, match=r"fewer|length"):
             kept_places(*wrong)
 
 
@@ -130,7 +133,7 @@ def test_verifying_finds_another_number_of_kept_ids(tmp_path) -> None:
 
 
 def test_rarely_used_ids_are_not_kept_where_that_saves_bytes() -> None:
-    uses = np.repeat([1000, 6, 4, 0], [200, 300, 1500, 1000])
+    uses = np.repeat([1000, 10, 9, 0], [200, 300, 1500, 1000])
     (table,) = plan({"t": (3000, 32)}, 100, frequencies={"t": uses}).tables
     assert table.kept == KeptSpec(500) and table.unknown is Unknown.ZERO and table.shared is not None
     (table,) = plan({"t": (3000, 32)}, 32, frequencies={"t": uses}).tables

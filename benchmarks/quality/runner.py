@@ -17,6 +17,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from benchmarks.quality.clicks import ClickTask
@@ -36,6 +37,8 @@ RATES = (5e-4, 1.5e-3, 4e-3, 1.2e-2, 3.6e-2, 0.1)
 """Adam's rates for the embedding."""
 START: Mapping[str, float] = {"completejourney": 4e-3, "amazon_book": 1.2e-2, "beauty": 1.2e-2}
 """Where the search for the best rate begins."""
+OTHER_FORM: Mapping[str, float] = {"hfh by frequency": 100, "hfh by frequency, SGD": 100}
+"""From which ratio on a method is another form, which wants another rate."""
 SEARCHED = ("completejourney", "amazon_book")
 """On the other every method trains at the start's rate, for want of time."""
 
@@ -94,7 +97,8 @@ class Laboratory:
         if cell.method not in COMPARED:
             return self.rate(Cell(cell.dataset, "hfh line", cell.ratio))
         tuned = self.rows(dataset=cell.dataset, method=cell.method, seed=0, tuning=True)
-        tuned = [row for row in tuned if "valid" in row]
+        other = OTHER_FORM.get(cell.method, np.inf)
+        tuned = [row for row in tuned if "valid" in row and (row["ratio"] >= other) == (cell.ratio >= other)]
         ratio = tuned[0]["ratio"] if tuned else cell.ratio
         valid: dict[int, float] = {}
 

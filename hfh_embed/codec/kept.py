@@ -16,8 +16,8 @@ from hfh_embed.snapshot import Snapshot
 
 __all__ = ["SomeRows", "often_used", "widened", "within"]
 
-LARGEST = 400.0
-"""Of the kept rows: no form takes less."""
+HOPELESS = 1e9
+"""A ratio that no form meets."""
 Ids = npt.NDArray[np.int64]
 
 
@@ -57,9 +57,7 @@ def within(ratio: float, shape: tuple[int, int], kept: int, made: Callable[[floa
     index, dense = packed_bytes(n, 1), 4 * n * dim
     left = dense / ratio - index
     try:
-        if left <= 0:
-            raise RatioError("no bytes are left for rows", nearest=LARGEST)
-        return made(max(4 * kept * dim / left, 1.0))
+        return made(max(4 * kept * dim / left, 1.0) if left > 0 else HOPELESS)
     except RatioError as error:
         nearest = np.floor(dense / (4 * kept * dim / error.nearest + index) * 1e4) / 1e4
         raise RatioError(

@@ -33,8 +33,11 @@ def addresses(
 def gather(table: F32, ids: I64, out: F32) -> None:
     """Rows of an uncompressed (N, D) table into out (B, D), prefetched: what lookups are compared with."""
 
-def kept_places(bits: U8, before: I64, num_embeddings: int, count: int, ids: I64, places: I64) -> None:
-    """The place of each id (B,) among those whose bit is set, ``count`` for others and ids outside; ``before`` counts blocks of 512."""
+def kept_places(bits: U8, before: I64, num_embeddings: int, count: int, refuses: bool, ids: I64, places: I64) -> int:
+    """Write the place of each id (B,) among those whose bit is set, ``count`` for others; ``before`` counts blocks of 64.
+
+    Returns -1, or the position of the first id that is negative or, with ``refuses``, outside the table.
+    """
 
 def json_rows(rows: F32) -> bytes:
     """float32 rows (n, D) as a JSON list of lists, nine significant digits a number; null for what is not finite."""

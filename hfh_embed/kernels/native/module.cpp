@@ -1,6 +1,5 @@
 // The extension module: chooses the kernels, and hands out what is not a class of its own.
 
-#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <string>
@@ -43,41 +42,48 @@ void gather(Matrix table, Ids ids, nb::ndarray<float, nb::ndim<2>, nb::c_contig,
   kernels().gather(table.data(), static_cast<int64_t>(table.shape(1)), own.data(), static_cast<int64_t>(own.size()), out.data());
 }
 
-// Set bits of the block of 512 that an id lies in, before the id's own; false in ``own`` where that is not set.
-int64_t earlier_in_block(const uint8_t* bits, int64_t bytes, int64_t id, bool& own) {
-  const int64_t first = id / 512 * 64, word = id % 512 / 64;
-  int64_t earlier = 0;
-  uint64_t value = 0;
-  for (int64_t k = 0; k <= word; ++k) {
-    value = 0;
-    std::memcpy(&value, bits + first + 8 * k, std::min<int64_t>(8, bytes - first - 8 * k));
-    if (k < word) earlier += __builtin_popcountll(value);
-  }
-  own = value >> (id % 64) & 1;
-  return earlier + __builtin_popcountll(value & ((uint64_t{1} << (id % 64)) - 1));
+// Set bits of a word; the plain build has no instruction for it.
+int64_t ones(uint64_t word) {
+  word -= word >> 1 & 0x5555555555555555;
+  word = (word & 0x3333333333333333) + (word >> 2 & 0x3333333333333333);
+  return static_cast<int64_t>((word + (word >> 4) & 0x0f0f0f0f0f0f0f0f) * 0x0101010101010101 >> 56);
 }
 
-// The place of each id among those whose bit is set; ``count`` for the others, and for ids outside the table.
-void kept_places(Stored bits, Ids before, int64_t num_embeddings, int64_t count, Ids ids,
-                 nb::ndarray<int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu> places) {
-  require(num_embeddings >= 1 && num_embeddings <= static_cast<int64_t>(bits.size()) * 8, "there are fewer bits than ids");
-  require((num_embeddings + 511) / 512 <= static_cast<int64_t>(before.size()), "there are fewer counts than blocks");
+// The place of each id among those whose bit is set, ``count`` for the others; ``before`` counts blocks of 64. Returns -1, or the
+// position of the first id that is negative or, with ``refuses``, outside the table.
+int64_t kept_places(Stored bits, Ids before, int64_t num_embeddings, int64_t count, bool refuses, Ids ids,
+                    nb::ndarray<int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu> places) {
+  const int64_t bytes = static_cast<int64_t>(bits.size()), total = static_cast<int64_t>(ids.size());
+  require(num_embeddings >= 1 && (num_embeddings + 7) / 8 <= bytes, "there are fewer bits than ids");
+  require((num_embeddings + 63) / 64 <= static_cast<int64_t>(before.size()), "there are fewer counts than blocks");
   require(places.size() == ids.size(), "places have the wrong length");
   require(aligned(before) && aligned(ids) && aligned(places), "arrays must be aligned");
-  const int64_t bytes = static_cast<int64_t>(bits.size()), total = static_cast<int64_t>(ids.size());
+  const uint64_t n = static_cast<uint64_t>(num_embeddings);
   constexpr int64_t kAhead = 16;
-  nb::gil_scoped_release others_may_run;
   for (int64_t i = 0; i < total; ++i) {
     if (i + kAhead < total) {
       const uint64_t next = static_cast<uint64_t>(ids.data()[i + kAhead]);
-      if (next < static_cast<uint64_t>(num_embeddings)) __builtin_prefetch(bits.data() + next / 8);
+      if (next < n) {
+        __builtin_prefetch(bits.data() + next / 8);
+        __builtin_prefetch(before.data() + next / 64);
+      }
     }
-    const uint64_t id = static_cast<uint64_t>(ids.data()[i]);
-    bool own = false;
+    const int64_t id = ids.data()[i];
+    if (id < 0 || (refuses && id >= num_embeddings)) return i;
     int64_t place = count;
-    if (id < static_cast<uint64_t>(num_embeddings)) place = before.data()[id / 512] + earlier_in_block(bits.data(), bytes, static_cast<int64_t>(id), own);
-    places.data()[i] = own && place >= 0 && place < count ? place : count;
+    if (id < num_embeddings) {
+      const int64_t first = id / 64 * 8;
+      uint64_t word = 0;
+      if (first + 8 <= bytes) {
+        std::memcpy(&word, bits.data() + first, 8);
+      } else {
+        std::memcpy(&word, bits.data() + first, static_cast<size_t>(bytes - first));
+      }
+      if (word >> (id % 64) & 1) place = before.data()[id / 64] + ones(word & ((uint64_t{1} << (id % 64)) - 1));
+    }
+    places.data()[i] = place >= 0 && place < count ? place : count;
   }
+  return -1;
 }
 
 }  // namespace
@@ -105,8 +111,8 @@ NB_MODULE(_native, m) {
   m.def("addresses", &addresses, "key"_a, "slots"_a, "bits"_a, "dim"_a, "num_hashes"_a, "chunk_size"_a, "locality"_a, "lines"_a,
         "signs"_a, "ids"_a.noconvert(), "start"_a.noconvert(), "rotation"_a.noconvert(), "negative"_a.noconvert());
   m.def("gather", &gather, "table"_a.noconvert(), "ids"_a.noconvert(), "out"_a.noconvert());
-  m.def("kept_places", &kept_places, "bits"_a.noconvert(), "before"_a.noconvert(), "num_embeddings"_a, "count"_a, "ids"_a.noconvert(),
-        "places"_a.noconvert());
+  m.def("kept_places", &kept_places, "bits"_a.noconvert(), "before"_a.noconvert(), "num_embeddings"_a, "count"_a, "refuses"_a,
+        "ids"_a.noconvert(), "places"_a.noconvert());
   bind_tables(m);
   bind_training(m);
   bind_coded(m);

@@ -93,8 +93,12 @@ class RowStream {
         default: add_own<32>(rows, z, stride);
       }
     }
-    for (int64_t i = 0; i < rows && t_.levels.count; ++i) {
-      put_level(t_.levels, t_.num_embeddings, block_ids_[i], t_.latent_dim, own_, z + i * stride);
+    if (t_.levels.count) {
+      for (int64_t i = 0; i < rows; ++i) {
+        const LevelPlace found = places_[i] = level_place(t_.levels, t_.num_embeddings, block_ids_[i]);
+        if (found.level >= 0) prefetch_row(t_.levels.each[found.level].values, found.place);
+      }
+      for (int64_t i = 0; i < rows; ++i) put_level(t_.levels, places_[i], t_.latent_dim, own_, z + i * stride);
     }
     if (!t_.exact.count) return;
     for (int64_t i = 0; i < rows; ++i) {
@@ -146,6 +150,7 @@ class RowStream {
   float *hidden_, *latent_, *weights_, *own_, *values_;
   int64_t taken_ = 0;
   int64_t block_ids_[kBlockRows];
+  LevelPlace places_[kBlockRows];
 };
 
 template <class Entry>
