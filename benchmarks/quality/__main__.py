@@ -37,7 +37,9 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path, default=DATA, help="folder with the data sets (default: %(default)s)")
     parser.add_argument(
-        "--whole", action="store_true", help="whole data sets, not a fixed draw of households and users"
+        "--whole",
+        action="store_true",
+        help="whole data sets, not a fixed draw of households and users, at the rates found on the draw: the table confirm",
     )
     parser.add_argument(
         "--quick",
@@ -57,15 +59,17 @@ def main() -> None:
         shutil.copyfile(PAGE, page)
     size = Size.SAMPLE if args.quick else Size.WHOLE if args.whole else Size.PART
     lab = Laboratory(Recorder("quality", resume=True, folder=folder or RESULTS), args.data, size, args.quick)
-    chosen = _quick() if args.quick else cells(tuple(args.tables) or tuple(TABLES))
+    tables = tuple(args.tables) or (("confirm",) if args.whole else tuple(name for name in TABLES if name != "confirm"))
+    chosen = _quick() if args.quick else cells(tables)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the run in progress too
     try:
         if args.tables != ["report"]:
             lab.fill(cell for cell in chosen if cell.dataset in args.datasets and cell.method in args.methods)
     except KeyboardInterrupt:
         raise SystemExit("stopped; the same command goes on from here") from None
-    write([row for name in DATASETS for row in lab.rows(dataset=name)], page, _grid)
-    print(f"{page} is made from {len(lab.rows())} rows")
+    shown, whole = (lab, []) if args.quick else (lab.of_size(Size.PART), lab.of_size(Size.WHOLE).rows())
+    write([row for name in DATASETS for row in shown.rows(dataset=name)], whole, page, _grid)
+    print(f"{page} is made from {len(shown.rows()) + len(whole)} rows")
 
 
 def _quick() -> Iterator[Cell]:

@@ -52,7 +52,7 @@ PROBED = {
         "few-bit rows, SGD",
         "low dimension, 2 bits",
     ),
-    10: ("hfh by frequency", "hfh after training", "few-bit rows", "hfh mix"),
+    10: ("hfh by frequency", "hfh after training", "few-bit rows", "hfh mix", "hfh line, 16 words"),
     100: ("hfh line", "hfh by frequency", "hfh after training", "low dimension, 2 bits"),
 }
 """What runs on the second data set."""
@@ -60,6 +60,11 @@ SKETCHED = {
     32: ("hfh after training", "few-bit rows", "hfh line", "hfh by frequency"),
 }
 """And on the third."""
+CONFIRMED = {
+    32: ("hfh line, 16 words, SGD", "hfh by frequency, SGD", "few-bit rows, SGD", "CAFE, SGD"),
+    100: ("hfh line, 16 words, SGD", "hfh by frequency, SGD", "ROBE, SGD"),
+}
+"""What runs on a whole data set."""
 RATIOS = (32, 100, 10, 1000)
 BETWEEN = (300, 16, 64, 8)
 SEEDS = 2
@@ -88,6 +93,13 @@ def between() -> Iterator[Cell]:
         yield from (Cell(DATASETS[0], method, ratio) for method in (*STRONG, "ROBE"))
 
 
+def confirm() -> Iterator[Cell]:
+    """What wins on the draw, and what it wins against, for the whole of the first data set."""
+    yield Cell(DATASETS[0], FULL_SGD, 1)
+    for ratio, methods in CONFIRMED.items():
+        yield from (Cell(DATASETS[0], method, ratio) for method in methods)
+
+
 def ablation() -> Iterator[Cell]:
     """One thing changed at a time, at 100x, on the first data set."""
     yield Cell(DATASETS[0], "hfh line", ABLATION_RATIO)
@@ -99,6 +111,7 @@ TABLES: Mapping[str, Callable[[], Iterator[Cell]]] = {
     "compare": compare,
     "between": between,
     "ablation": ablation,
+    "confirm": confirm,
 }
 
 

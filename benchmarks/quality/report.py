@@ -16,6 +16,7 @@ import numpy as np
 
 from benchmarks.quality.methods import (
     ABLATION,
+    AFTER_SGD,
     AFTERWARDS,
     COMPARED,
     FULL,
@@ -80,7 +81,9 @@ class Cells:
         self._cells: dict[tuple[str, str, float], list[dict[str, Any]]] = {}
         for key, mine in grouped.items():
             dataset, method, _ = key
-            judged = grouped.get((dataset, FULL, 1.0), []) if method in AFTERWARDS else mine
+            judged = mine
+            if method in (*AFTERWARDS, *AFTER_SGD):
+                judged = grouped.get((dataset, FULL if method in AFTERWARDS else FULL_SGD, 1.0), [])
             first = [row for row in judged if row["seed"] == 0]
             if first:
                 rate = max(first, key=lambda row: row["valid"])["rate"]
@@ -119,10 +122,11 @@ class Cells:
 
 
 def summary(cells: Cells) -> str:
-    """Where the default stands against the best peer, and HFH's best form beside it."""
+    """Where what `ratio` picks stands against the best peer, alone and with `frequencies`, and HFH's best form beside them."""
     lines = [
-        "| data set | ratio | full table | best peer | its figure | default | its figure | against the peer | HFH's best form | its figure | against the peer |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| data set | ratio | full table | best peer | its figure | `ratio` alone | against the peer | `ratio` and `frequencies` | against the peer "
+        "| HFH's best form | its figure | against the peer |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for dataset in DATASETS:
         metric = GOALS[dataset][0]
@@ -131,18 +135,23 @@ def summary(cells: Cells) -> str:
             peer = _best(cells, dataset, ratio, list(PEERS), metric)
             best = _best(cells, dataset, ratio, list(OURS), metric)
             default = default_method(ratio)
-            if cells.figure(dataset, default, ratio, metric) is None:
+            if _best(cells, dataset, ratio, _trained(default), metric) is None:
                 default = "hfh line"  # the default until rows of 32 entries got sixteen words
-            ours = cells.figure(dataset, default, ratio, metric)
-            if peer is None or ours is None or best is None:
+            if peer is None or best is None:
                 continue
             spread = cells.spread(dataset, metric)
-            lines.append(
-                f"| {dataset}, {TITLES[dataset, metric]} | {ratio:g}× | {full[1] if full else '—'} | {peer[0]} | {peer[1]} "
-                f"| {default} | {ours} | {_verdict(ours, peer[1], spread)} "
-                f"| {best[0]} | {best[1]} | {_verdict(best[1], peer[1], spread)} |"
-            )
+            row = [f"{dataset}, {TITLES[dataset, metric]}", f"{ratio:g}×", full[1] if full else "—", *peer]
+            for name in (default, "hfh by frequency"):
+                ours = _best(cells, dataset, ratio, _trained(name), metric)
+                row += ["—", "—"] if ours is None else [f"{ours[0]}: {ours[1]}", _verdict(ours[1], peer[1], spread)]
+            row += [*best, _verdict(best[1], peer[1], spread)]
+            lines.append(f"| {' | '.join(map(str, row))} |")
     return "\n".join(lines)
+
+
+def _trained(method: str) -> list[str]:
+    """The method by Adam and by gradient descent, of which validation picks one, as it does of a peer's."""
+    return [method, f"{method}, SGD"]
 
 
 def _best(cells: Cells, dataset: str, ratio: float, methods: list[str], metric: str) -> tuple[str, Figure] | None:
@@ -228,6 +237,24 @@ def ablation(cells: Cells, dataset: str, ratio: float) -> str:
     return "\n".join(lines)
 
 
+def confirmed(cells: Cells) -> str:
+    """What was run on whole data sets, not on a draw."""
+    lines = [
+        "| data set | method | ratio | first figure | second figure | bytes | epochs (best) | CPU s | training bytes of the table |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in sorted(
+        (row for row in cells.rows if "test" in row),
+        key=lambda row: (row["dataset"], row["ratio"], list(COMPARED).index(row["method"])),
+    ):
+        figures = [f"{TITLES[row['dataset'], metric]} {row['test'][metric]:.4f}" for metric in GOALS[row["dataset"]]]
+        lines.append(
+            f"| {row['dataset']} | {_bold(row['method'])} | {row['ratio']:g}× | {' | '.join(figures)} | {row['nbytes']:,} "
+            f"| {row['epochs']} ({row['epoch']}) | {row['cpu_s']:.0f} | {row['train_bytes']:,} |"
+        )
+    return "\n".join(lines)
+
+
 def missing(cells: Cells, wanted: Callable[[], Iterable[Any]]) -> str:
     """How many of the grid's cells have no row yet."""
     total: dict[str, set[Any]] = defaultdict(set)
@@ -249,9 +276,9 @@ def _bold(method: str) -> str:
     return f"**{method}**" if method in OURS else method
 
 
-def tables(cells: Cells, wanted: Callable[[], Iterable[Any]]) -> dict[str, str]:
+def tables(cells: Cells, whole: Cells, wanted: Callable[[], Iterable[Any]]) -> dict[str, str]:
     """Each generated part of the page by its name."""
-    made = {"summary": summary(cells), "missing": missing(cells, wanted)}
+    made = {"summary": summary(cells), "missing": missing(cells, wanted), "whole": confirmed(whole)}
     for dataset in DATASETS:
         made[f"comparison {dataset}"] = comparison(cells, dataset)
         made[f"ablation {dataset}"] = ablation(cells, dataset, 100)
@@ -260,13 +287,18 @@ def tables(cells: Cells, wanted: Callable[[], Iterable[Any]]) -> dict[str, str]:
     return made
 
 
-def write(rows: Iterable[dict[str, Any]], page: Path, wanted: Callable[[], Iterable[Any]]) -> None:
-    """Make the page's tables anew, and its plots beside it."""
+def write(
+    rows: Iterable[dict[str, Any]],
+    whole: Iterable[dict[str, Any]],
+    page: Path,
+    wanted: Callable[[], Iterable[Any]],
+) -> None:
+    """Make the page's tables anew, of rows on draws of the data sets and on whole ones, and its plots beside it."""
     from benchmarks.quality.plots import plot
 
     cells = Cells(rows)
     text = page.read_text()
-    for name, table in tables(cells, wanted).items():
+    for name, table in tables(cells, Cells(whole), wanted).items():
         text = re.sub(
             rf"<!-- {name} -->.*?<!-- end -->",
             lambda _, n=name, t=table: f"<!-- {n} -->\n{t}\n<!-- end -->",

@@ -79,6 +79,10 @@ class Laboratory:
         found = self.recorder.find(size=str(self.size), **values)
         return [row for row in found if row["protocol"] == PROTOCOL[row["dataset"]]]
 
+    def of_size(self, size: Size) -> Laboratory:
+        """The same on more or less of the data."""
+        return Laboratory(self.recorder, self.folder, size, self.quick)
+
     def fill(self, cells: Iterable[Cell]) -> None:
         """Run what has no row yet."""
         for cell in cells:
@@ -90,6 +94,8 @@ class Laboratory:
         """The method's learning rate on this data set, searched where it is not known; None where the cell cannot be had."""
         if self.quick or cell.dataset not in SEARCHED:
             return START[cell.dataset]
+        if self.size is Size.WHOLE:
+            return self.of_size(Size.PART).rate(cell)
         if cell.method in AFTERWARDS:
             return self.rate(Cell(cell.dataset, FULL, 1))
         if cell.method in AFTER_SGD:
