@@ -112,7 +112,7 @@ METHODS: Mapping[str, Maker] = COMPARED | {name: make for group in ABLATION.valu
 
 def default_method(ratio: float) -> str:
     """The name of the form that the library picks for rows of 32 entries when it is given nothing but the ratio."""
-    picked = choose(ratio).table("table", 1000, 32, 0, "pool")
+    picked = choose(ratio, {"table": (1000, 32)}).table("table", 1000, 32, 0, "pool")
     forms = {
         "hfh line": line_form(),
         "hfh line, 16 words": SIXTEEN_WORDS,
