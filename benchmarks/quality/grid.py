@@ -90,7 +90,7 @@ def compare() -> Iterator[Cell]:
 def between() -> Iterator[Cell]:
     """The strongest, and one peer that every ratio can have, at the ratios between, on the first data set."""
     for ratio in BETWEEN:
-        yield from (Cell(DATASETS[0], method, ratio) for method in (*STRONG, "ROBE"))
+        yield from (Cell(DATASETS[0], method, ratio) for method in (*STRONG, *KEPT[:2], "ROBE"))
 
 
 def confirm() -> Iterator[Cell]:
