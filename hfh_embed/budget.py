@@ -42,6 +42,9 @@ Shapes = Mapping[str, tuple[int, int]]
 LEAST_RATIO, LEAST_ID_BITS, LEAST_ALIKE_BITS = 8, 16, 10
 """Where frequencies are known: from which ratio on they decide the form, and with how many bits an id is worth a row of its own
 where they are unequal (docs/language-models.md) and alike (docs/results.md)."""
+SHORT_DIM = 32
+"""Rows of so few entries are read from sixteen words of a line, which at 8x and 10x are no worse than private bits beside a line
+(docs/results.md), and faster."""
 LEAST_KEPT_BITS, WIDE_BITS = 3, 12
 """With how many bits an entry ids are worth rows of their own where rare ones are not kept, and levels of 8 bits."""
 LEAST_USES = 10
@@ -141,7 +144,7 @@ class Form:
         if self.locality is Locality.WORDS:
             line_slots = LINE_BITS // self.bits
             if hashes == 0:  # as many words as still hold the row, so that it touches one line (docs/method.md)
-                short = dim <= 32 and self.bits == 1 and not self.private_bits
+                short = dim <= SHORT_DIM and self.bits == 1 and not self.private_bits
                 hashes = 16 if short else 8 if dim <= 64 else 4
             size = size or min(128, max(1, line_slots // hashes))
         else:
@@ -193,7 +196,8 @@ def choose(
     """The form that a ratio gets by default.
 
     With 32 / ratio bits an entry to spend, rows get bits of their own as long as at least a fifth is left for what they
-    share; from about 25x on, one bit for every entry of every id no longer fits and everything is shared.
+    share; from about 25x on, one bit for every entry of every id no longer fits and everything is shared. Where all rows have at most
+    SHORT_DIM entries, that is so from 8x on.
 
     Where the frequencies of all ids are known, they decide from 8x on (docs/results.md, docs/language-models.md). Where they are
     unequal, as those of words and clicks, ids with fewer uses than ``least_uses`` are not kept; the others have rows of their own in four levels,
@@ -203,6 +207,8 @@ def choose(
     """
     affordable = 0.8 * 32 / ratio
     private_bits = max((bits for bits in (1, 2, 4, 8, 16) if bits <= affordable), default=0)
+    if tables and ratio >= LEAST_RATIO and all(dim <= SHORT_DIM for _, dim in tables.values()):
+        private_bits = 0
     if not (tables and frequencies and tables.keys() <= frequencies.keys() and ratio >= LEAST_RATIO):
         return Form(private_bits=private_bits)
     unequal = are_unequal(frequencies)

@@ -33,7 +33,7 @@ def test_any_group_gets_its_ratio_or_the_nearest_that_can_be_met(
         spec = plan(tables, ratio, form=form)
     except RatioError as error:
         if error.nearest > 1:  # the refusal's own advice must work
-            used = form or choose(ratio)
+            used = form or choose(ratio, tables)
             assert plan(tables, error.nearest, form=used).ratio >= error.nearest
         return
     assert spec.nbytes * ratio <= spec.dense_nbytes
@@ -76,6 +76,9 @@ def test_every_preset_meets_its_ratio(name: str) -> None:
 
 def test_rows_have_bits_of_their_own_only_while_a_fifth_is_left_to_share() -> None:
     assert [choose(ratio).private_bits for ratio in (8, 10, 16, 25.6, 25.7, 100)] == [2, 2, 1, 1, 0, 0]
+    short = {"a": (1000, 32), "b": (1000, 8)}
+    assert [choose(ratio, short).private_bits for ratio in (4, 7.9, 8, 16)] == [4, 2, 0, 0]
+    assert choose(10, short | {"c": (1000, 33)}).private_bits == 2
 
 
 def test_tables_of_one_pool_have_different_keys() -> None:
@@ -93,7 +96,7 @@ def test_a_row_is_read_from_as_many_words_as_a_line_has_of_its_length(dim: int, 
 
 
 def test_beside_bits_of_their_own_short_rows_share_eight_words() -> None:
-    shared = plan({"t": (10_000, 32)}, 10).tables[0].shared
+    shared = plan({"t": (10_000, 32)}, 10, form=Form(private_bits=2)).tables[0].shared
     assert shared is not None and (shared.num_hashes, shared.chunk_size) == (8, 64)
 
 

@@ -206,5 +206,5 @@ def test_the_default_is_what_the_library_picks(ratio: float) -> None:
     assert method in OURS
     embed = METHODS[method](SHAPES, ratio, 0)
     assert isinstance(embed, Formed)
-    picked = choose(ratio).table("table", SHAPES.total, 32, 0, "pool")
+    picked = choose(ratio, {"table": (1000, 32)}).table("table", SHAPES.total, 32, 0, "pool")
     assert embed.table.spec.replace(exact=None) == picked

@@ -8,7 +8,7 @@ from functools import partial
 from benchmarks.quality.methods.ablation import ABLATION
 from benchmarks.quality.methods.base import Embedding, Shapes, TooSmallError, descending
 from benchmarks.quality.methods.composed import HashEmbeddings, QuotientRemainder, TensorTrain
-from benchmarks.quality.methods.forms import Formed, Lean, line_form, private_form
+from benchmarks.quality.methods.forms import SIXTEEN_WORDS, Formed, Lean, line_form, private_form
 from benchmarks.quality.methods.kept import keeping
 from benchmarks.quality.methods.learned import Clustered, DeepHash
 from benchmarks.quality.methods.popular import HotRows, MixedDimensions, Pruned
@@ -54,7 +54,6 @@ FULLS: Mapping[str, Maker] = {
 """What every ratio is measured by, the last to see what the ids that are not kept are worth."""
 AFTER_SGD = ("hfh after training, SGD", "hfh after training, kept ids, SGD")
 """Tables that are compressed after training by gradient descent."""
-SIXTEEN_WORDS = Form(num_hashes=16, chunk_size=32)
 ALL_LEVELS = Form(shared=False, level_share=1, level_cover=1, level_count=4, level_bits=4)
 OURS: Mapping[str, Maker] = {
     "hfh line": _form(line_form()),
@@ -112,7 +111,7 @@ METHODS: Mapping[str, Maker] = COMPARED | {name: make for group in ABLATION.valu
 
 def default_method(ratio: float) -> str:
     """The name of the form that the library picks for rows of 32 entries when it is given nothing but the ratio."""
-    picked = choose(ratio).table("table", 1000, 32, 0, "pool")
+    picked = choose(ratio, {"table": (1000, 32)}).table("table", 1000, 32, 0, "pool")
     forms = {
         "hfh line": line_form(),
         "hfh line, 16 words": SIXTEEN_WORDS,

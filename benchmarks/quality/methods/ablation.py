@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from benchmarks.quality.methods.base import Embedding, Shapes
-from benchmarks.quality.methods.forms import Formed, Lean, line_form, private_form
+from benchmarks.quality.methods.base import Embedding, Shapes, descending
+from benchmarks.quality.methods.forms import SIXTEEN_WORDS, Apart, Formed, Lean, line_form, private_form
 from hfh_embed.budget import Form
 from hfh_embed.spec import Locality, Reconstruction
 
@@ -47,6 +47,10 @@ def _private(share: float, bits: int) -> Callable[[float, int], Form]:
     return form
 
 
+def _keeping(least_uses: int) -> Maker:
+    return descending(partial(Formed, form=dataclasses.replace(SIXTEEN_WORDS, least_uses=least_uses)))
+
+
 ABLATION: Mapping[str, Mapping[str, Maker]] = {
     "masters of bfloat16": {
         "PoolAdam": partial(Lean, form=line_form(), moments=True),
@@ -79,6 +83,14 @@ ABLATION: Mapping[str, Mapping[str, Maker]] = {
         for share, bits in ((0.1, 4), (0.3, 1), (0.3, 2), (0.3, 8), (0.5, 4))
     }
     | {"a quarter of the ids in levels": partial(Formed, form=line_form(level_share=0.5))},
+    "sixteen words by gradient descent, kept ids": {
+        "one pool, all ids": _keeping(0),
+        **{f"ids used {uses} times": _keeping(uses) for uses in (2, 5, 10, 20, 50)},
+    },
+    "pools, sixteen words by gradient descent": {
+        "one pool, all ids": _keeping(0),
+        "a pool for each large field": descending(Apart),
+    },
     "private coefficients": {
         "half private, 1 bit": partial(Formed, form=_private(0.5, 1)),
         "half private, 2 bits": partial(Formed, form=_private(0.5, 2)),

@@ -13,7 +13,10 @@ from hfh_embed import nn as hnn
 from hfh_embed.budget import Form
 from hfh_embed.errors import RatioError
 
-__all__ = ["Formed", "Lean", "line_form", "private_form"]
+__all__ = ["SIXTEEN_WORDS", "Apart", "Formed", "Lean", "line_form", "private_form"]
+
+SIXTEEN_WORDS = Form(num_hashes=16, chunk_size=32)
+LARGE_FIELD = 1000
 
 
 class Formed(Joined):
@@ -50,6 +53,37 @@ class Formed(Joined):
     @property
     def nbytes(self) -> int:  # type: ignore[override]
         return self.table.nbytes
+
+
+class Apart(Joined):
+    """The line of sixteen words with a pool for each large field, and one for all others."""
+
+    def __init__(self, shapes: Shapes, ratio: float, seed: int) -> None:
+        super().__init__(shapes)
+        small = {field: n for field, n in shapes.sizes.items() if n < LARGE_FIELD}
+        groups = [{field: n} for field, n in shapes.sizes.items() if n >= LARGE_FIELD] + ([small] if small else [])
+        self._group, self._place = (
+            torch.empty(shapes.total, dtype=torch.long),
+            torch.empty(shapes.total, dtype=torch.long),
+        )
+        self.groups = torch.nn.ModuleList()
+        for number, sizes in enumerate(groups):
+            own = Shapes(sizes, shapes.dim, {field: shapes.counts[field] for field in sizes}, shapes.std)
+            self.groups.append(Formed(own, ratio, seed, SIXTEEN_WORDS))
+            ids = torch.cat([torch.arange(n) + self._starts[field] for field, n in sizes.items()])
+            self._group[ids], self._place[ids] = number, torch.arange(own.total)
+
+    def rows(self, ids: Tensor) -> Tensor:
+        rows = torch.zeros(len(ids), self.dim)
+        for number, group in enumerate(self.groups):
+            mine = torch.nonzero(self._group[ids] == number).squeeze(1)
+            if len(mine):
+                rows = rows.index_copy(0, mine, group.rows(self._place[ids[mine]]))  # type: ignore[operator]
+        return rows
+
+    @property
+    def nbytes(self) -> int:  # type: ignore[override]
+        return sum(group.nbytes for group in self.groups)  # type: ignore[misc]
 
 
 class Lean(Formed):
