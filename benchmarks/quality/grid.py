@@ -23,6 +23,7 @@ KEPT = (
     "hfh by frequency, SGD",
     "hfh after training, kept ids, SGD",
     "few-bit rows of kept ids, SGD",
+    "hfh by frequency, distilled, SGD",
 )
 """What keeps the ids that training uses often enough."""
 RIVALS = {

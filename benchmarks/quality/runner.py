@@ -22,7 +22,7 @@ import torch
 
 from benchmarks.quality.clicks import ClickTask
 from benchmarks.quality.data import Size, load_clicks, load_pairs, load_sequences
-from benchmarks.quality.methods import AFTER_SGD, AFTERWARDS, COMPARED, FULL, FULL_SGD, FULLS, TooSmallError
+from benchmarks.quality.methods import AFTER_SGD, AFTERWARDS, COMPARED, FULL, FULL_SGD, FULLS, TAUGHT, TooSmallError
 from benchmarks.quality.pairs import PairTask
 from benchmarks.quality.sequences import SequenceTask
 from benchmarks.quality.training import Task, learn
@@ -100,6 +100,8 @@ class Laboratory:
             return self.rate(Cell(cell.dataset, FULL, 1))
         if cell.method in AFTER_SGD:
             return self.rate(Cell(cell.dataset, FULL_SGD, 1))
+        if cell.method in TAUGHT:
+            return self.rate(Cell(cell.dataset, TAUGHT[cell.method], cell.ratio))
         if cell.method not in COMPARED:
             return self.rate(Cell(cell.dataset, "hfh line", cell.ratio))
         tuned = self.rows(dataset=cell.dataset, method=cell.method, seed=0, tuning=True)

@@ -12,7 +12,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.quality.methods import METHODS, Embedding, Shapes
+from benchmarks.quality.clicks import ClickTask
+from benchmarks.quality.methods import FULL_SGD, METHODS, TAUGHT, Embedding, Shapes, TooSmallError
+from benchmarks.quality.teaching import TEACHER_RATE, Taught
 
 __all__ = ["NETWORK_RATE", "Task", "learn", "train"]
 
@@ -79,21 +81,16 @@ def learn(
     Raises:
         TooSmallError: the method cannot be had at this ratio.
     """
-    torch.manual_seed(seed)
-    embed = METHODS[method](task.shapes, ratio, seed)
-    model = task.model(embed)
-    own = list(embed.parameters())
-    ids = {id(parameter) for parameter in own}
-    network = [parameter for parameter in model.parameters() if id(parameter) not in ids]
-    groups = [{"params": own, "lr": rate}, {"params": network, "lr": NETWORK_RATE}]
-    optimizer: Optimizers
-    if (special := embed.own_optimizer(rate)) is not None:
-        rest = [torch.optim.Adam(network, lr=NETWORK_RATE, fused=True)] if network else []
-        optimizer = Together(special, *rest)
-    else:
-        optimizer = torch.optim.Adam([group for group in groups if group["params"]], fused=True)
     before = _reset_peak()
     wall, cpu = time.perf_counter(), time.process_time()
+    if method in TAUGHT:
+        if not isinstance(task, ClickTask):
+            raise TooSmallError("only clicks have labels that a teacher can soften")
+        teacher, embed, optimizer = _made(task, FULL_SGD, 1, TEACHER_RATE, seed)
+        train(task, teacher, embed, optimizer, seed, max_epochs or task.max_epochs)
+        task = Taught(task, teacher)  # type: ignore[arg-type]
+    model, embed, optimizer = _made(task, TAUGHT.get(method, method), ratio, rate, seed)
+    own = list(embed.parameters())
     best, history = train(task, model, embed, optimizer, seed, max(max_epochs or task.max_epochs, embed.settles))
     if embed.after_training():
         best |= {"valid": task.score(model, "valid")[task.goal], "test": task.score(model, "test")}
@@ -112,6 +109,21 @@ def learn(
         "peak_bytes": _peak() - before,
         "lookup_ns": round(_lookup_ns(embed, task.shapes), 1),
     }
+
+
+def _made(task: Task, method: str, ratio: float, rate: float, seed: int) -> tuple[nn.Module, Embedding, Optimizers]:
+    """A model before its training, its embedding, and the optimizers of both."""
+    torch.manual_seed(seed)
+    embed = METHODS[method](task.shapes, ratio, seed)
+    model = task.model(embed)
+    own = list(embed.parameters())
+    ids = {id(parameter) for parameter in own}
+    network = [parameter for parameter in model.parameters() if id(parameter) not in ids]
+    if (special := embed.own_optimizer(rate)) is not None:
+        rest = [torch.optim.Adam(network, lr=NETWORK_RATE, fused=True)] if network else []
+        return model, embed, Together(special, *rest)
+    groups = [{"params": own, "lr": rate}, {"params": network, "lr": NETWORK_RATE}]
+    return model, embed, torch.optim.Adam([group for group in groups if group["params"]], fused=True)
 
 
 def train(

@@ -27,6 +27,7 @@ __all__ = [
     "METHODS",
     "OURS",
     "PEERS",
+    "TAUGHT",
     "Embedding",
     "Shapes",
     "TooSmallError",
@@ -55,7 +56,7 @@ FULLS: Mapping[str, Maker] = {
 AFTER_SGD = ("hfh after training, SGD", "hfh after training, kept ids, SGD")
 """Tables that are compressed after training by gradient descent."""
 ALL_LEVELS = Form(shared=False, level_share=1, level_cover=1, level_count=4, level_bits=4)
-OURS: Mapping[str, Maker] = {
+OURS: dict[str, Maker] = {
     "hfh line": _form(line_form()),
     "hfh line, 16 words": _form(SIXTEEN_WORDS),
     "hfh line, SGD": partial(Lean, form=line_form(), moments=False),
@@ -74,6 +75,9 @@ OURS: Mapping[str, Maker] = {
     "hfh after training, SGD": descending(_after("hfh after training")),
     "hfh after training, kept ids, SGD": descending(keeping(_after("hfh after training"))),
 }
+TAUGHT = {"hfh by frequency, distilled, SGD": "hfh by frequency, SGD"}
+"""Methods whose labels a full table's model softens, and what they are made of."""
+OURS |= {name: OURS[of] for name, of in TAUGHT.items()}
 PEERS: Mapping[str, Maker] = {
     "few-bit rows": FewBitRows,
     "low dimension, 1 bit": partial(Mapped, bits=1),
