@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks.quality.clicks import ClickTask
 from benchmarks.quality.data import DATA, Size, load_clicks, load_pairs, load_sequences
