@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hfh_embed.errors import RatioError, SpecError
+from hfh_embed.errors import RatioError, SpecError, nearest_ratio
 from hfh_embed.frequent import Frequencies, are_unequal, kept_count, kept_frequencies, with_exact, with_levels
 from hfh_embed.hashing import table_key
 from hfh_embed.layout import SnapshotSpec
@@ -328,9 +328,7 @@ def _unreachable(ratio: float, dense: int, least: int, form: Form) -> RatioError
             f"{dense:,} bytes of the dense tables; keep them dense, or put more tables on one pool",
             nearest=1.0,
         )
-    nearest = np.floor(nearest * 1e4) / 1e4
-    if int(dense / nearest) < least:  # 2,140 bytes at 1.07 are 1,999.99...
-        nearest = round(nearest - 1e-4, 4)
+    nearest = nearest_ratio(dense, least)
     return RatioError(
         f"ratio {ratio:g} allows {int(dense / ratio):,} bytes, but this form needs at least {least:,}; "
         f"the nearest ratio that can be met is {nearest:g}",

@@ -13,6 +13,8 @@ HFHError
 
 from __future__ import annotations
 
+import math
+
 __all__ = [
     "DamagedError",
     "HFHError",
@@ -23,6 +25,7 @@ __all__ = [
     "SpecError",
     "TableNotFoundError",
     "UnknownIdError",
+    "nearest_ratio",
 ]
 
 
@@ -43,6 +46,14 @@ class RatioError(SpecError):
     def __init__(self, message: str, nearest: float) -> None:
         super().__init__(message)
         self.nearest = nearest
+
+
+def nearest_ratio(dense: int, nbytes: float) -> float:
+    """The largest ratio of four digits that leaves so many of the dense bytes, at least 1."""
+    nearest = math.floor(dense / nbytes * 1e4) / 1e4
+    if nearest > 1 and int(dense / nearest) < nbytes:  # 132 bytes at 8.8 are 14.99...
+        nearest = round(nearest - 1e-4, 4)
+    return max(nearest, 1.0)
 
 
 class InputError(HFHError, ValueError):

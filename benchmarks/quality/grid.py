@@ -88,6 +88,10 @@ def compare() -> Iterator[Cell]:
         yield from (Cell(dataset, method, 1) for method in (FULL, FULL_SGD))
         for ratio, methods in probed.items():
             yield from (Cell(dataset, method, ratio) for method in methods)
+    yield from (Cell(book, FULL, 1, seed) for seed in range(1, SEEDS))
+    for ratio, methods in PROBED.items():
+        for seed in range(1, SEEDS):
+            yield from (Cell(book, method, ratio, seed) for method in methods if not method.endswith("SGD"))
     yield from (Cell(journey, method, 1, SEEDS) for method in FULLS)
     for ratio in CLOSE_RATIOS:
         yield from (Cell(journey, method, ratio, SEEDS) for method in CLOSE)

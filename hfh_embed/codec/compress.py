@@ -18,7 +18,7 @@ from hfh_embed.codec.partial import Partial
 from hfh_embed.codec.stored import StoredFit
 from hfh_embed.codec.survey import Runner, chunks_of, in_turn, survey
 from hfh_embed.dense import DenseRows, Float32Rows
-from hfh_embed.errors import InputError, RatioError
+from hfh_embed.errors import InputError, RatioError, nearest_ratio
 from hfh_embed.frequent import most_frequent
 from hfh_embed.layout import Array, SnapshotSpec
 from hfh_embed.snapshot import Snapshot
@@ -154,7 +154,7 @@ class _Work:
         name, choice = self.table.name, self.choice(ratio)
         if choice is None:
             smallest_nbytes = smallest(self.table, self.sample, self.seed)
-            nearest = max(np.floor(self.table.dense_nbytes / smallest_nbytes * 1e4) / 1e4, 1.0)
+            nearest = nearest_ratio(self.table.dense_nbytes, smallest_nbytes)
             raise RatioError(
                 f"ratio {ratio:g} allows {int(self.table.dense_nbytes / ratio):,} bytes for table {name!r}, too few for any form; "
                 f"the nearest ratio that can be met is {nearest:g}",

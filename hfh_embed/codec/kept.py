@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hfh_embed.dense import DenseRows
-from hfh_embed.errors import InputError, RatioError
+from hfh_embed.errors import InputError, RatioError, nearest_ratio
 from hfh_embed.layout import SnapshotSpec
 from hfh_embed.packing import pack, packed_bytes
 from hfh_embed.snapshot import Snapshot
@@ -59,7 +59,7 @@ def within(ratio: float, shape: tuple[int, int], kept: int, made: Callable[[floa
     try:
         return made(max(4 * kept * dim / left, 1.0) if left > 0 else HOPELESS)
     except RatioError as error:
-        nearest = np.floor(dense / (4 * kept * dim / error.nearest + index) * 1e4) / 1e4
+        nearest = nearest_ratio(dense, np.ceil(4 * kept * dim / error.nearest) + index)
         raise RatioError(
             f"ratio {ratio:g} allows {int(dense / ratio):,} bytes, of which {index:,} tell the kept ids: too few for the rows of "
             f"{kept:,}; the nearest ratio that can be met is {nearest:g}, or give a larger least_uses",

@@ -7,9 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from benchmarks.quality.clicks import ClickTask
 from benchmarks.quality.data import DATA, Size, load_clicks, load_pairs, load_sequences
+from benchmarks.quality.methods import FULL, METHODS, TAUGHT, TooSmallError
+from benchmarks.quality.pairs import PairTask
 from benchmarks.quality.report import Cells, summary
+from benchmarks.quality.teaching import Taught
+from benchmarks.quality.training import learn
 
 ROOT = Path(__file__).parent.parent.parent
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"{DATA} is missing")
@@ -80,3 +86,18 @@ def test_the_rate_is_picked_on_validation_and_spread_decides_who_wins() -> None:
     after = [row("hfh after training", 0, 0.1, 0.4, 0.7), row("hfh after training", 0, 0.01, 0.3, 0.6)]
     kept = Cells(rows + after).figure("beauty", "hfh after training", 100, "ndcg")
     assert kept is not None and kept.values == (0.6,), "it is the full table's rate that decides"
+
+
+@needs_data
+def test_a_taught_model_sees_labels_half_way_to_its_teachers() -> None:
+    torch.manual_seed(0)
+    task = ClickTask(load_clicks(Size.SAMPLE))
+    teacher, pupil = (task.model(METHODS[FULL](task.shapes, 1, seed)) for seed in (0, 1))
+    generator = np.random.default_rng(0)
+    ids, labels = next(task.batches(generator))
+    loss = Taught(task, teacher).loss(pupil, (ids, labels), generator)
+    wanted = (labels + torch.sigmoid(teacher(ids))) / 2
+    assert torch.allclose(loss, torch.nn.functional.binary_cross_entropy_with_logits(pupil(ids), wanted))
+    assert not any(p.grad is not None for p in teacher.parameters())
+    with pytest.raises(TooSmallError, match="only clicks"):
+        learn(PairTask(load_pairs(Size.SAMPLE)), next(iter(TAUGHT)), 100, 0.01, 0)
