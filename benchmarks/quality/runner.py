@@ -8,6 +8,7 @@ are not repeated, so the same command goes on where it was stopped, and a stoppe
 
 from __future__ import annotations
 
+import dataclasses
 import multiprocessing
 import sys
 import traceback
@@ -17,7 +18,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from benchmarks.quality.clicks import ClickTask
@@ -27,6 +27,7 @@ from benchmarks.quality.pairs import PairTask
 from benchmarks.quality.sequences import SequenceTask
 from benchmarks.quality.training import Task, learn
 from benchmarks.record import Recorder
+from hfh_embed.budget import choose
 
 __all__ = ["DATASETS", "PROTOCOL", "RATES", "Cell", "Laboratory"]
 
@@ -37,8 +38,8 @@ RATES = (5e-4, 1.5e-3, 4e-3, 1.2e-2, 3.6e-2, 0.1)
 """Adam's rates for the embedding."""
 START: Mapping[str, float] = {"completejourney": 4e-3, "amazon_book": 1.2e-2, "beauty": 1.2e-2}
 """Where the search for the best rate begins."""
-OTHER_FORM: Mapping[str, float] = {"hfh by frequency": 100, "hfh by frequency, SGD": 100}
-"""From which ratio on a method is another form, which wants another rate."""
+BY_FREQUENCY, LEVELS_AT, LINE_AT = ("hfh by frequency", "hfh by frequency, SGD"), 32, 100
+"""Methods that are another form at some ratios, which wants another rate; and where they are which on draws of the data."""
 SEARCHED = ("completejourney", "amazon_book")
 """On the other every method trains at the start's rate, for want of time."""
 
@@ -95,7 +96,10 @@ class Laboratory:
         if self.quick or cell.dataset not in SEARCHED:
             return START[cell.dataset]
         if self.size is Size.WHOLE:
-            return self.of_size(Size.PART).rate(cell)
+            ratio = cell.ratio
+            if cell.method in BY_FREQUENCY:
+                ratio = LINE_AT if self._shares(cell) else LEVELS_AT
+            return self.of_size(Size.PART).rate(dataclasses.replace(cell, ratio=ratio))
         if cell.method in AFTERWARDS:
             return self.rate(Cell(cell.dataset, FULL, 1))
         if cell.method in AFTER_SGD:
@@ -105,8 +109,10 @@ class Laboratory:
         if cell.method not in COMPARED:
             return self.rate(Cell(cell.dataset, "hfh line", cell.ratio))
         tuned = self.rows(dataset=cell.dataset, method=cell.method, seed=0, tuning=True)
-        other = OTHER_FORM.get(cell.method, np.inf)
-        tuned = [row for row in tuned if "valid" in row and (row["ratio"] >= other) == (cell.ratio >= other)]
+        tuned = [row for row in tuned if "valid" in row]
+        if cell.method in BY_FREQUENCY:
+            alike = [self._shares(dataclasses.replace(cell, ratio=row["ratio"])) == self._shares(cell) for row in tuned]
+            tuned = [row for row, same in zip(tuned, alike, strict=True) if same]
         ratio = tuned[0]["ratio"] if tuned else cell.ratio
         valid: dict[int, float] = {}
 
@@ -130,6 +136,11 @@ class Laboratory:
         known = self.rows(dataset=cell.dataset, method=cell.method, ratio=1 if cell.method in FULLS else ratio, seed=0)
         best: float = max(known, key=lambda row: row["valid"])["rate"]
         return best
+
+    def _shares(self, cell: Cell) -> bool:
+        """Whether all that the ratio and frequencies give a data set is one pool."""
+        shapes = self.task(cell.dataset).shapes
+        return choose(cell.ratio, {"ids": (shapes.total, shapes.dim)}, {"ids": shapes.joined_counts}).shared
 
     def run(self, cell: Cell, rate: float, tuning: bool = False) -> dict[str, Any] | None:
         """The row of a run, made now where there is none; None where the run failed."""

@@ -42,7 +42,9 @@ class Formed(Joined):
                 seed=seed,
                 std=shapes.std,
                 master=master,
-                frequencies=shapes.joined_counts if form is None or form.exact_share or form.level_share else None,
+                frequencies=shapes.joined_counts
+                if form is None or form.exact_share or form.level_share or form.least_uses
+                else None,
             )
         except RatioError as error:
             raise TooSmallError(str(error)) from error
