@@ -53,7 +53,7 @@ where they are unequal (docs/language-models.md) and alike (docs/results.md)."""
 SHORT_DIM = 32
 """Rows of so few entries are read from sixteen words of a line, which at 8x and 10x are no worse than private bits beside a line
 (docs/results.md), and faster."""
-LEAST_KEPT_BITS, WIDE_BITS = 3, 12
+LEAST_KEPT_BITS, WIDE_BITS = 3, 9
 """With how many bits an entry ids are worth rows of their own where rare ones are not kept, and levels of 8 bits."""
 LEAST_USES, LEAST_SHARE = 10, 0.25
 """Uses of an id without which it is not kept where frequencies are unequal: fewer teach a row nothing (docs/results.md). And the share of
