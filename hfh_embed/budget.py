@@ -14,7 +14,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from hfh_embed.errors import RatioError, SpecError, nearest_ratio
-from hfh_embed.frequent import Frequencies, are_unequal, kept_count, kept_frequencies, with_exact, with_levels
+from hfh_embed.frequent import (
+    Frequencies,
+    are_unequal,
+    kept_count,
+    kept_frequencies,
+    share_of_uses,
+    with_exact,
+    with_levels,
+)
 from hfh_embed.hashing import table_key
 from hfh_embed.layout import SnapshotSpec
 from hfh_embed.packing import packed_bytes
@@ -45,10 +53,11 @@ where they are unequal (docs/language-models.md) and alike (docs/results.md)."""
 SHORT_DIM = 32
 """Rows of so few entries are read from sixteen words of a line, which at 8x and 10x are no worse than private bits beside a line
 (docs/results.md), and faster."""
-LEAST_KEPT_BITS, WIDE_BITS = 3, 12
+LEAST_KEPT_BITS, WIDE_BITS = 3, 9
 """With how many bits an entry ids are worth rows of their own where rare ones are not kept, and levels of 8 bits."""
-LEAST_USES = 10
-"""Uses of an id without which it is not kept where frequencies are unequal: so few teach a row nothing (docs/results.md)."""
+LEAST_USES, LEAST_SHARE = 10, 0.25
+"""Uses of an id without which it is not kept where frequencies are unequal: fewer teach a row nothing (docs/results.md). And the share of
+all uses that the kept ids must have: with less, the counts are of too little data to tell."""
 
 
 @dataclass(frozen=True)
@@ -213,7 +222,7 @@ def choose(
         return Form(private_bits=private_bits)
     unequal = are_unequal(frequencies)
     if least_uses is None:
-        least_uses = LEAST_USES if unequal else 0
+        least_uses = LEAST_USES if unequal and share_of_uses(frequencies, LEAST_USES) >= LEAST_SHARE else 0
     kept = _kept_counts(tables, ratio, least_uses, frequencies)
     index_bits = sum(n for name, (n, _) in tables.items() if kept[name] < n)
     bits = 32 * sum(n * dim for n, dim in tables.values()) / ratio - index_bits

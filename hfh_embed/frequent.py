@@ -25,6 +25,7 @@ __all__ = [
     "kept_ids",
     "level_ids",
     "most_frequent",
+    "share_of_uses",
     "with_exact",
     "with_levels",
 ]
@@ -47,6 +48,12 @@ def are_unequal(frequencies: Frequencies) -> bool:
     counts = np.concatenate([np.asarray(seen, dtype=np.float64).reshape(-1) for seen in frequencies.values()])
     hot = max(1, int(len(counts) * HOT_IDS))
     return bool(np.partition(counts, -hot)[-hot:].sum() >= HOT_USES * counts.sum() > 0)
+
+
+def share_of_uses(frequencies: Frequencies, least_uses: int) -> float:
+    """The share of all uses that the ids with so many have."""
+    counts = np.concatenate([np.asarray(seen, dtype=np.float64).reshape(-1) for seen in frequencies.values()])
+    return float(counts[counts >= least_uses].sum() / max(counts.sum(), 1e-300))
 
 
 def with_exact(tables: list[TableSpec], bits: int, budget: int, frequencies: Frequencies) -> list[TableSpec]:

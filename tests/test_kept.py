@@ -142,6 +142,10 @@ def test_rarely_used_ids_are_not_kept_where_that_saves_bytes() -> None:
     assert whole.tables[0].kept is None
     shares = plan({"t": (3000, 32)}, 32, frequencies={"t": uses / uses.sum()})
     assert shares.tables[0].kept is None, "shares do not say how often an id is used"
+    sparse = plan({"t": (3000, 32)}, 32, frequencies={"t": np.minimum(uses, 9) * (np.arange(3000) < 100)})
+    assert sparse.tables[0].kept is None, (
+        "where hardly any use is of an often used id, counts are those of too little data"
+    )
     few = plan({"t": (3000, 32)}, 1000, frequencies={"t": uses})
     assert few.tables[0].kept is None, "a bit for each id would take all bytes"
     with pytest.raises(SpecError, match="least_uses is -1"):

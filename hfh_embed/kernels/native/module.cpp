@@ -60,6 +60,7 @@ int64_t kept_places(Stored bits, Ids before, int64_t num_embeddings, int64_t cou
   require(aligned(before) && aligned(ids) && aligned(places), "arrays must be aligned");
   const uint64_t n = static_cast<uint64_t>(num_embeddings);
   constexpr int64_t kAhead = 16;
+  nb::gil_scoped_release others_may_run;
   for (int64_t i = 0; i < total; ++i) {
     if (i + kAhead < total) {
       const uint64_t next = static_cast<uint64_t>(ids.data()[i + kAhead]);
