@@ -49,6 +49,12 @@ def one_table(n: int, dim: int, ratio: float, form: Form | None = None) -> Table
     return filled(plan({"table": (n, dim)}, ratio, form=form, frequencies=frequencies))["table"]
 
 
+def uses_of(n: int) -> Ids:
+    """Counts that fall with the rank, of which a fifth are ten or more; ranks are spread over the table."""
+    uses = 2 * n // (1 + np.arange(n))
+    return uses[np.arange(n) * 2_654_435_761 % n]
+
+
 def batches(kind: str, batch: int, n: int) -> list[Ids]:
     """Prepared ids. Zipf ranks are spread over the table by a permutation, as ids are in practice."""
     count = max(8, 2**21 // batch)  # so many ids that no cache holds the dense rows of a round
@@ -185,6 +191,11 @@ def other_forms(bench: Bench, dense: Dense) -> None:
     table = one_table(N, D, 100, exact)
     assert table.spec.exact is not None
     lookups(bench, f"exact rows for {table.spec.exact.count / N:.0%} of the ids, 100x", table, dense, "uniform", 1_024)
+    for ratio in (100, 32):
+        table = filled(plan({"table": (N, D)}, ratio, frequencies={"table": uses_of(N)}))["table"]
+        assert table.spec.kept is not None
+        what = "levels" if table.spec.levels is not None else "line"
+        lookups(bench, f"{what} of a fifth of the ids, {ratio}x", table, dense, "uniform", 1_024)
     lookups(
         bench, "residual network of 64, 100x", one_table(N, D, 100, Form(residual_hidden=64)), dense, "uniform", 1_024
     )

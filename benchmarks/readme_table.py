@@ -64,6 +64,8 @@ LOOKUPS = {
     "default form 10x": "default form at ratio 10 (private bits for each id)",
     "map 32 -> 64, 100x": "latent rows of 32 and a linear map",
     "exact rows for 10% of the ids, 100x": "exact rows for 10 % of the ids",
+    "line of a fifth of the ids, 100x": "a fifth of the ids kept, what they share",
+    "levels of a fifth of the ids, 32x": "a fifth of the ids kept, levels, ratio 32",
     "residual network of 64, 100x": "residual network of 64",
     "preset robe, 32x": "ROBE, ratio 32",
     "preset hfh, 32x": "the paper's entry-wise network, ratio 32",
