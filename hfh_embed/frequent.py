@@ -232,16 +232,19 @@ def kept_count(num_embeddings: int, row_nbytes: float, uses: npt.NDArray[np.numb
 
     ``row_nbytes`` is what a row takes on average. Shares of uses, which are no whole numbers, do not tell how often an id is used.
     """
-    if uses is None or not least_uses or not np.equal(np.floor(uses), uses).all():
+    if uses is None or not least_uses:
         return num_embeddings
-    count = max(1, int((np.asarray(uses) >= least_uses).sum()))
+    uses = np.asarray(uses)
+    if not np.equal(np.floor(uses), uses).all():
+        return num_embeddings
+    count = max(1, int((uses >= least_uses).sum()))
     return count if (num_embeddings - count) * row_nbytes > num_embeddings / 8 else num_embeddings
 
 
 def kept_frequencies(tables: Sequence[TableSpec], frequencies: Frequencies) -> Frequencies:
     """How often the kept ids of tables are used, by their places."""
     return {
-        table.name: _counts(table, uses)[kept_ids(table, uses)]
+        table.name: _counts(table, uses) if table.kept is None else _counts(table, uses)[kept_ids(table, uses)]
         for table in tables
         if (uses := frequencies.get(table.name)) is not None
     }
