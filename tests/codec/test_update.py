@@ -204,9 +204,11 @@ def test_bits_are_put_in_their_places_and_nowhere_else(row_bits: int) -> None:
     assert np.array_equal(stream, np.packbits(bits.reshape(-1), bitorder="little"))
 
 
-@pytest.mark.parametrize("name", sorted(name for name, (table, _) in CASES.items() if table.levels is not None))
-def test_trained_levels_are_refused(name: str) -> None:
+@pytest.mark.parametrize(
+    "name", sorted(name for name, (table, _) in CASES.items() if table.levels is not None or table.kept is not None)
+)
+def test_trained_levels_and_tables_of_some_ids_are_refused(name: str) -> None:
     table, pool = CASES[name]
     snapshot = snapshot_of(table, pool)
-    with pytest.raises(InputError, match=r"levels that were trained.*compress the new dense table"):
+    with pytest.raises(InputError, match=r"(levels that were trained|keeps .* of its).*compress the new dense table"):
         update(snapshot, snapshot["users"].lookup(np.arange(N)))
