@@ -24,6 +24,7 @@ PAGES = (
 END = "<!-- end -->"
 
 
+OURS = "hfh compress"
 NAMES = {
     "minilm": "MiniLM tokens",
     "words": "words of novels",
@@ -36,9 +37,10 @@ NAMES = {
 def table(wanted: tuple[str, ...] | None = None) -> str:
     """The rows of results/codec.jsonl as Markdown, of some tables or of all."""
     rows = [row for row in _rows("codec") if "relative_error" in row and (wanted is None or row["table"] in wanted)]
-    methods = list(dict.fromkeys(row["method"] for row in rows))
+    found = dict.fromkeys(row["method"] for row in rows)
+    methods = sorted(found, key=lambda method: (method != OURS, list(found).index(method)))
     lines = [f"| table | at most | bound | {' | '.join(methods)} |", f"|---|---|---|{'---|' * len(methods)}"]
-    for name in dict.fromkeys(row["table"] for row in rows):
+    for name in (name for name in NAMES if any(row["table"] == name for row in rows)):
         for ratio in sorted({row["ratio"] for row in rows if row["table"] == name}):
             here = {row["method"]: row for row in rows if (row["table"], row["ratio"]) == (name, ratio)}
             first = next(iter(here.values()))
