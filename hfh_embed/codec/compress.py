@@ -96,7 +96,7 @@ def compress(
         kept = often_used(frequencies, least_uses, padding_id)
         if len(kept) < n:
             survey(dense, np.empty(0, dtype=np.int64), run, tell)
-            inner, some = _blank(name, (len(kept), dim), None, unknown), Float32Rows(SomeRows(dense.rows, kept), nan)
+            inner, some = _blank(name, (len(kept), dim), None, unknown), Float32Rows(SomeRows(dense, kept), "refuse")
             own = _Work(some, inner, np.asarray(frequencies)[kept], None, metric, seed, partial, run, tell)
             return widened(within(ratio, (n, dim), len(kept), own.at), n, kept, padding_id, vocabulary)
     work = _Work(dense, table, frequencies, vocabulary, metric, seed, partial, run, tell)

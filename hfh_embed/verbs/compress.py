@@ -57,7 +57,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         metavar="K",
         default=0,
-        help="ids with smaller frequencies take one bit, and their rows are zeros: 5",
+        help="ids with smaller frequencies take one bit, and their rows are zeros: 10",
     )
     parser.add_argument("--vocabulary", metavar="F", type=Path, help="text file with the key of each row, one a line")
     parser.add_argument(

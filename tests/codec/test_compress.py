@@ -1,5 +1,6 @@
 """The codec: bytes kept, quality against product quantisation, bad input."""
 
+import pickle
 import sys
 
 import faiss
@@ -11,6 +12,8 @@ from hypothesis import strategies as st
 from hfh_embed import reference
 from hfh_embed.codec import compress
 from hfh_embed.codec.allocation import error_bound, left_over, runs_for, water_filling
+from hfh_embed.codec.kept import SomeRows
+from hfh_embed.dense import Float32Rows
 from hfh_embed.errors import InputError, RatioError
 from hfh_embed.fidelity import compare
 
@@ -264,3 +267,13 @@ def test_a_row_of_zeros_that_is_the_padding_leaves_every_form_open() -> None:
     padded, plain = compress(rows, ratio=8, padding_id=3), compress(ROWS, ratio=8)
     assert not padded["table"].lookup([3]).any()
     assert padded.metadata["method"] == plain.metadata["method"]
+
+
+def test_kept_rows_of_a_mapped_file_go_to_other_processes_as_its_name(tmp_path) -> None:
+    np.save(tmp_path / "rows.npy", np.random.default_rng(0).normal(size=(4_000, 32)).astype(np.float32))
+    mapped = np.load(tmp_path / "rows.npy", mmap_mode="r")
+    kept = np.arange(0, 4_000, 40)
+    rows = Float32Rows(SomeRows(Float32Rows(mapped, "refuse"), kept), "refuse")
+    sent = pickle.dumps(rows)
+    assert len(sent) < 8 * len(kept) + 2_000 < mapped.nbytes
+    assert np.array_equal(pickle.loads(sent)[10:20], mapped[kept[10:20]])
