@@ -60,6 +60,11 @@ class VocabularyHead(Lookup):
             _check_tie(tie, num_embeddings, embedding_dim, padding_idx, options)
             self.named = tie.named
             self._take(tie.table)
+        if self.spec.kept is not None:
+            raise SpecError(
+                f"the table keeps {self.spec.num_kept:,} of its {num_embeddings:,} ids, and a head needs the rows of all; "
+                "make it with least_uses=0"
+            )
         self.tied = tie is not None
         self.bias: nn.Parameter | None = None
         if bias is not False:
@@ -225,11 +230,6 @@ def _check_tie(
         raise SpecError(
             f"the head has {num_embeddings} x {embedding_dim} and the embedding that it is tied to "
             f"{tie.num_embeddings} x {tie.embedding_dim}; tied tables are one, so give the same sizes"
-        )
-    if tie.spec.kept is not None:
-        raise SpecError(
-            f"the embedding keeps {tie.spec.num_kept:,} of its {num_embeddings:,} ids, and a head needs the rows of all; "
-            "make it with least_uses=0"
         )
     if padding_idx is not None and padding_id(padding_idx, num_embeddings) != tie.padding_idx:
         raise SpecError(f"padding_idx is {padding_idx} and the tied embedding's {tie.padding_idx}; leave it out")

@@ -70,6 +70,9 @@ def test_a_head_refuses_a_table_that_lacks_rows_and_keeps_all_of_its_own() -> No
     layer = hnn.HFHEmbedding(N, D, ratio=32, frequencies=USES)
     with pytest.raises(SpecError, match="least_uses=0"):
         hnn.VocabularyHead(N, D, tie=layer)
+    pool = hnn.Pool.for_tables({"words": (N, D)}, 32, frequencies={"words": USES})
+    with pytest.raises(SpecError, match="least_uses=0"):
+        hnn.VocabularyHead(N, D, pool=pool, name="words")
     assert hnn.VocabularyHead(N, D, ratio=32, frequencies=USES).spec.kept is None
     assert hnn.HFHEmbedding(N, D, ratio=32, frequencies=USES, least_uses=0).spec.kept is None
 
