@@ -229,10 +229,8 @@ def _wrong_indexes(spec: SnapshotSpec, arrays: Mapping[str, Array]) -> Iterator[
     for table in spec.tables:
         if table.kept is not None:
             bits = arrays[f"table/{table.name}/kept.bits"]
-            if (
-                sum(int(np.unpackbits(bits[a : a + COPY_BYTES]).sum()) for a in range(0, len(bits), COPY_BYTES))
-                != table.kept.count
-            ):
+            parts = (bits[start : start + COPY_BYTES] for start in range(0, len(bits), COPY_BYTES))
+            if sum(int(np.unpackbits(part).sum()) for part in parts) != table.kept.count:
                 yield f"table/{table.name}/kept.bits (another number of ids is kept)"
         if table.levels is None:
             continue

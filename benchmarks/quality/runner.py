@@ -111,8 +111,8 @@ class Laboratory:
         tuned = self.rows(dataset=cell.dataset, method=cell.method, seed=0, tuning=True)
         tuned = [row for row in tuned if "valid" in row]
         if cell.method in BY_FREQUENCY:
-            alike = [self._shares(dataclasses.replace(cell, ratio=row["ratio"])) == self._shares(cell) for row in tuned]
-            tuned = [row for row, same in zip(tuned, alike, strict=True) if same]
+            shares = self._shares(cell)
+            tuned = [row for row in tuned if self._shares(dataclasses.replace(cell, ratio=row["ratio"])) == shares]
         ratio = tuned[0]["ratio"] if tuned else cell.ratio
         valid: dict[int, float] = {}
 

@@ -13,7 +13,7 @@ from hfh_embed.kernels import Kernel, Mode
 from hfh_embed.layout import TableData
 from hfh_embed.spec import Unknown
 
-__all__ = ["BLOCK_IDS", "KeptKernel", "KeptPlaces"]
+__all__ = ["KeptKernel", "KeptPlaces"]
 
 BLOCK_IDS = 64
 """Ids between two counts, one word of bits."""

@@ -42,9 +42,7 @@ class Formed(Joined):
                 seed=seed,
                 std=shapes.std,
                 master=master,
-                frequencies=shapes.joined_counts
-                if form is None or form.exact_share or form.level_share or form.least_uses
-                else None,
+                frequencies=shapes.joined_counts,
             )
         except RatioError as error:
             raise TooSmallError(str(error)) from error
