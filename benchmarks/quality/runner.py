@@ -40,8 +40,6 @@ START: Mapping[str, float] = {"completejourney": 4e-3, "amazon_book": 1.2e-2, "b
 """Where the search for the best rate begins."""
 BY_FREQUENCY, LEVELS_AT, LINE_AT = ("hfh by frequency", "hfh by frequency, SGD"), 32, 100
 """Methods that are another form at some ratios, which wants another rate; and where they are which on draws of the data."""
-SEARCHED = ("completejourney", "amazon_book")
-"""On the other every method trains at the start's rate, for want of time."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +91,7 @@ class Laboratory:
 
     def rate(self, cell: Cell) -> float | None:
         """The method's learning rate on this data set, searched where it is not known; None where the cell cannot be had."""
-        if self.quick or cell.dataset not in SEARCHED:
+        if self.quick:
             return START[cell.dataset]
         if self.size is Size.WHOLE:
             ratio = cell.ratio
