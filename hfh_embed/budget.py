@@ -13,10 +13,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hfh_embed.bit_levels import least_bytes
 from hfh_embed.errors import RatioError, SpecError, nearest_ratio
 from hfh_embed.frequent import (
     Frequencies,
     are_unequal,
+    have_unequal_lengths,
     kept_count,
     kept_frequencies,
     share_of_uses,
@@ -47,17 +49,23 @@ __all__ = ["PRESETS", "Form", "Frequencies", "Shapes", "choose", "plan"]
 
 Shapes = Mapping[str, tuple[int, int]]
 
-LEAST_RATIO, LEAST_ID_BITS, LEAST_ALIKE_BITS = 8, 16, 10
-"""Where frequencies are known: from which ratio on they decide the form, and with how many bits an id is worth a row of its own
-where they are unequal (docs/language-models.md) and alike (docs/results.md)."""
-SHORT_DIM = 32
-"""Rows of so few entries are read from sixteen words of a line, which at 8x and 10x are no worse than private bits beside a line
-(docs/results.md), and faster."""
-LEAST_KEPT_BITS, WIDE_BITS = 3, 9
-"""With how many bits an entry ids are worth rows of their own where rare ones are not kept, and levels of 8 bits."""
+LEAST_RATIO = 8
+"""From which ratio on frequencies, or the lengths of tables of short rows, decide the form."""
+LEAST_ENTRY_BITS = 0.95
+"""With nearly a bit for every entry ids have rows of their own, of as many bits as their use is worth (docs/results.md)."""
+LEAST_MIXED_BITS = 10
+"""With how many bits an id has some of its own beside what all share, where ids are alike: eight, if four fifths are its own."""
+LEAST_WIDTH_BITS = 16
+"""With how many bits an id is worth a row of its own in levels of falling width, where frequencies are unequal and rows
+longer than MEDIUM_DIM (docs/language-models.md)."""
+SHORT_DIM, MEDIUM_DIM = 32, 64
+"""Rows of up to SHORT_DIM entries have no private bits beside a line from LEAST_RATIO on: on clicks and on books rows of their own, or the
+line alone, were better. Longer ones were not measured without frequencies."""
 LEAST_USES, LEAST_SHARE = 10, 0.25
 """Uses of an id without which it is not kept where frequencies are unequal: fewer teach a row nothing (docs/results.md). And the share of
 all uses that the kept ids must have: with less, the counts are of too little data to tell."""
+OWN_SHARE, LEAST_POOL_BYTES = 0.8, 256
+"""The share of the bytes that private bits may take, and what must be left for a pool beside them."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +83,8 @@ class Form:
         exact_share, exact_bits: share of the bytes for exact rows of the most frequent ids; needs frequencies.
         level_share: share of the bytes for exact rows in levels of falling width; needs frequencies.
         level_count, level_cover: how many levels, each four times as long as the one before, and the share of ids in all of them.
-        level_bits, level_map_bits: of the levels' rows and maps.
+        level_bits, level_map_bits: of the levels' rows and maps; 0 bits: rows of full width and as many bits as an id's use is worth,
+            by the frequencies or else by the tables' lengths (:mod:`hfh_embed.bit_levels`).
         level_fall: how many times narrower than the one before a level may be; the first is as wide as that allows.
         level_adds: whether levels are added to what ids share, or in its place.
         least_uses: ids that are used less often are not kept, their rows are zeros, where that saves more bytes than the bit for each
@@ -142,7 +151,7 @@ class Form:
             latent_dim=latent,
             shared=self._shared(latent, table_key(seed, name), pool) if self.shared else None,
             private=self._private(latent) if self.private_bits else None,
-            levels=None if self.shared or self.private_bits else LevelsSpec((Level(n, self.level_bits, latent),)),
+            levels=None if self.shared or self.private_bits else LevelsSpec((Level(n, self.level_bits or 1, latent),)),
             map=MapSpec(self.map_bits) if latent < dim else None,
             residual=ResidualSpec(f"dim{dim}", self.residual_hidden) if self.residual_hidden else None,
             unknown=Unknown.RECONSTRUCT if self.shared else Unknown.ERROR,
@@ -205,44 +214,41 @@ def choose(
     """The form that a ratio gets by default.
 
     With 32 / ratio bits an entry to spend, rows get bits of their own as long as at least a fifth is left for what they
-    share; from about 25x on, one bit for every entry of every id no longer fits and everything is shared. Where all rows have at most
-    SHORT_DIM entries, that is so from 8x on.
+    share; from about 25x on, one bit for every entry of every id no longer fits and everything is shared.
 
-    Where the frequencies of all ids are known, they decide from 8x on (docs/results.md, docs/language-models.md). Where they are
-    unequal, as those of words and clicks, ids with fewer uses than ``least_uses`` are not kept; the others have rows of their own in four levels,
-    narrower the rarer its ids are, of 4 bits, or of 8 where all can have them. Where frequencies are alike all ids have levels, of 2
-    bits from 16x on, and of one width and 1 bit where an id has less than two bytes. With still fewer bytes everything is shared, as without
-    frequencies.
+    From 8x on more is looked at (docs/results.md): how often each id is used, where the frequencies of all are known, or else, where no row
+    has more than SHORT_DIM entries, how long the tables are, as ids of short tables are used more. While there is a bit for every entry, every id has a
+    row of as many bits as its use is worth. With fewer, ids that are alike have some bits of their own beside a line, others read
+    the line alone. Where frequencies are unequal, as those of words and clicks, ids with fewer uses than ``least_uses`` are not kept, and long rows of ids that
+    are all kept, as of words, are in four levels, narrower the rarer their ids are.
     """
-    affordable = 0.8 * 32 / ratio
+    affordable = OWN_SHARE * 32 / ratio
     private_bits = max((bits for bits in (1, 2, 4, 8, 16) if bits <= affordable), default=0)
-    if tables and ratio >= LEAST_RATIO and all(dim <= SHORT_DIM for _, dim in tables.values()):
-        private_bits = 0
-    if not (tables and frequencies and tables.keys() <= frequencies.keys() and ratio >= LEAST_RATIO):
+    known = bool(tables and frequencies and tables.keys() <= frequencies.keys())
+    longest = max((dim for _, dim in tables.values()), default=0) if tables else 0
+    if not tables or ratio < LEAST_RATIO or not (known or longest <= SHORT_DIM):
         return Form(private_bits=private_bits)
-    unequal = are_unequal(frequencies)
+    frequencies = frequencies if known and frequencies else {}
+    unequal = are_unequal(frequencies) if known else have_unequal_lengths([n for n, _ in tables.values()])
     if least_uses is None:
-        least_uses = LEAST_USES if unequal and share_of_uses(frequencies, LEAST_USES) >= LEAST_SHARE else 0
+        drops = known and unequal and share_of_uses(frequencies, LEAST_USES) >= LEAST_SHARE
+        least_uses = LEAST_USES if drops else 0
     kept = _kept_counts(tables, ratio, least_uses, frequencies)
     index_bits = sum(n for name, (n, _) in tables.items() if kept[name] < n)
-    bits = 32 * sum(n * dim for n, dim in tables.values()) / ratio - index_bits
-    id_bits = bits / sum(kept.values())
-    entry_bits = bits / sum(kept[name] * dim for name, (_, dim) in tables.items())
-    if (index_bits and entry_bits < LEAST_KEPT_BITS) or id_bits < (LEAST_ID_BITS if unequal else LEAST_ALIKE_BITS):
-        return Form(private_bits=private_bits, least_uses=least_uses)
-    if unequal:
-        level_bits, level_count = 8 if entry_bits >= WIDE_BITS else 4, 4
-    else:
-        level_count = 4 if id_bits >= LEAST_ID_BITS else 1
-        level_bits = 4 if entry_bits > 2 else 2 if level_count > 1 else 1
-    return Form(
-        shared=False,
-        level_share=1,
-        level_cover=1,
-        level_count=level_count,
-        level_bits=level_bits,
-        least_uses=least_uses,
-    )
+    nbytes = sum(4 * n * dim for n, dim in tables.values()) / ratio - index_bits / 8
+    id_bits = 8 * nbytes / sum(kept.values())
+    entry_bits = 8 * nbytes / sum(kept[name] * dim for name, (_, dim) in tables.items())
+    if longest > MEDIUM_DIM and unequal and not index_bits:
+        if id_bits >= LEAST_WIDTH_BITS:
+            return Form(shared=False, level_share=1, level_cover=1, level_count=4, least_uses=least_uses)
+        return Form(least_uses=least_uses)
+    sizes = [(kept[name], dim) for name, (_, dim) in tables.items()]
+    if entry_bits >= LEAST_ENTRY_BITS and least_bytes(sizes) <= nbytes:
+        return Form(shared=False, level_share=1, level_cover=1, level_bits=0, least_uses=least_uses)
+    own = int(OWN_SHARE * id_bits) // 8 * 8
+    if not unequal and id_bits >= LEAST_MIXED_BITS and (1 - OWN_SHARE) * nbytes >= LEAST_POOL_BYTES:
+        return Form(private_bits=1, private_dim=own, least_uses=least_uses)
+    return Form(least_uses=least_uses)
 
 
 def plan(

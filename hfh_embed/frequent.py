@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from hfh_embed.bit_levels import Used, allotted
 from hfh_embed.errors import InputError, RatioError, SpecError
 from hfh_embed.layout import table_arrays
 from hfh_embed.packing import packed_bytes
@@ -20,6 +21,7 @@ __all__ = [
     "Frequencies",
     "are_unequal",
     "exact_ids",
+    "have_unequal_lengths",
     "kept_count",
     "kept_frequencies",
     "kept_ids",
@@ -50,6 +52,15 @@ def are_unequal(frequencies: Frequencies) -> bool:
     return bool(np.partition(counts, -hot)[-hot:].sum() >= HOT_USES * counts.sum() > 0)
 
 
+def have_unequal_lengths(lengths: Sequence[int]) -> bool:
+    """The same of tables that are read equally often, about whose ids nothing else is known: whether most of them are short."""
+    left, hot = sum(lengths) * HOT_IDS, 0.0
+    for n in sorted(lengths):
+        taken = min(1.0, left / n)
+        left, hot = left - taken * n, hot + taken
+    return hot >= HOT_USES * len(lengths)
+
+
 def share_of_uses(frequencies: Frequencies, least_uses: int) -> float:
     """The share of all uses that the ids with so many have."""
     counts = np.concatenate([np.asarray(seen, dtype=np.float64).reshape(-1) for seen in frequencies.values()])
@@ -71,12 +82,14 @@ def with_exact(tables: list[TableSpec], bits: int, budget: int, frequencies: Fre
 def with_levels(tables: list[TableSpec], form: Form, budget: int, frequencies: Frequencies) -> list[TableSpec]:
     """Give the most frequent ids of all tables together exact rows in levels for ``budget`` bytes, index and maps counted.
 
-    Each level has four times the ids of the one before. The first is as wide as can be; then widths fall as little as can be.
+    With ``level_bits`` of 0 every id has a row of as many bits as its use is worth. Else each level has four times the ids of the one before. The first is as wide as can be; then widths fall as little as can be.
     Where the bytes do not hold all levels, the longest are left out.
 
     Raises:
         RatioError: every id needs a level, and the bytes do not hold them.
     """
+    if form.level_bits == 0:
+        return _by_use(tables, budget, frequencies)
     order, owner = _ranked(tables, frequencies)
     last = max(1, int(len(order) * form.level_cover))
     if form.shared:
@@ -124,12 +137,42 @@ def _made(table: TableSpec, form: Form, counts: Ids, frequencies: npt.NDArray[np
     each = tuple(Level(int(n), form.level_bits, table.latent_dim, form.level_map_bits) for n in counts if n)
     if not each or frequencies is None:
         return table
-    kinds = [
-        table.replace(levels=LevelsSpec(each, index, form.level_adds)) for index in (LevelIndex.CODES, LevelIndex.IDS)
-    ]
-    if _is_sorted(_counts(table, frequencies), np.cumsum(counts)):
-        kinds = [table.replace(levels=LevelsSpec(each, LevelIndex.FIRST, form.level_adds))]
+    return _indexed(table, each, frequencies, form.level_adds)
+
+
+def _indexed(
+    table: TableSpec, each: tuple[Level, ...], frequencies: npt.NDArray[np.number] | None, adds: bool = False
+) -> TableSpec:
+    """The table with these levels, and the index that costs least: none where the first ids have to do."""
+    ends = np.cumsum([level.count for level in each])
+    if frequencies is None or _is_sorted(_counts(table, frequencies), ends):
+        return table.replace(levels=LevelsSpec(each, LevelIndex.FIRST, adds))
+    kinds = [table.replace(levels=LevelsSpec(each, index, adds)) for index in (LevelIndex.CODES, LevelIndex.IDS)]
     return min(kinds, key=_index_bytes)
+
+
+def _by_use(tables: Sequence[TableSpec], budget: int, frequencies: Frequencies) -> list[TableSpec]:
+    """Every id on a row of as many bits as its use is worth; what is not known of all tables is not used for any."""
+    known = all(table.name in frequencies for table in tables)
+    counts = [_counts(table, frequencies[table.name]) if known else None for table in tables]
+    in_order = [seen is None or _is_sorted(seen, -(-len(seen) // np.array([64, 16, 4]))) for seen in counts]
+    while True:
+        used = [
+            Used.unknown(table.num_embeddings, table.latent_dim)
+            if seen is None
+            else Used.counted(seen, table.latent_dim, ordered)
+            for table, seen, ordered in zip(tables, counts, in_order, strict=True)
+        ]
+        each = allotted(used, budget)
+        if each is None:
+            raise RatioError(
+                f"levels of every id need more than their {budget:,} bytes; give a smaller ratio", nearest=1.0
+            )
+        made = [_indexed(table, tuple(own), seen) for table, own, seen in zip(tables, each, counts, strict=True)]
+        costs = [_index_bytes(table) > 0 for table in made]
+        if not any(cost and free for cost, free in zip(costs, in_order, strict=True)):
+            return made
+        in_order = [free and not cost for cost, free in zip(costs, in_order, strict=True)]
 
 
 def _is_sorted(counts: npt.NDArray[np.float64], ends: Ids) -> bool:

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from hfh_embed.budget import PRESETS, Form, choose, plan
 from hfh_embed.errors import InputError, RatioError, SpecError
 from hfh_embed.frequent import exact_ids
-from hfh_embed.spec import Locality, Reconstruction
+from hfh_embed.spec import LevelIndex, Locality, Reconstruction
 
 GROUP = {"users": (100_000, 64), "items": (1_000, 32), "days": (7, 16)}
 
@@ -91,7 +91,7 @@ def test_tables_of_one_pool_have_different_keys() -> None:
     ("dim", "words", "slots"), [(1, 16, 32), (32, 16, 32), (33, 8, 64), (64, 8, 64), (65, 4, 128), (128, 4, 128)]
 )
 def test_a_row_is_read_from_as_many_words_as_a_line_has_of_its_length(dim: int, words: int, slots: int) -> None:
-    shared = plan({"t": (10_000, dim)}, 100).tables[0].shared
+    shared = plan({"t": (10_000, dim)}, 100, form=PRESETS["line"]).tables[0].shared
     assert shared is not None and (shared.num_hashes, shared.chunk_size, shared.num_chunks) == (words, slots, 1)
 
 
@@ -147,27 +147,54 @@ def test_known_frequencies_keep_the_ratio_and_use_its_bytes(ratio: float) -> Non
     frequencies = {name: generator.permutation(1e6 / (1 + np.arange(n))) for name, (n, _) in GROUP.items()}
     spec = plan(GROUP, ratio, frequencies=frequencies)
     assert 0.97 * spec.dense_nbytes / ratio <= spec.nbytes <= spec.dense_nbytes / ratio
-    worth_a_row = 8 <= ratio <= 100  # beyond, an id has less than two bytes
+    worth_a_row = 8 <= ratio <= 32  # beyond, an entry has less than a bit
     assert any(table.levels is not None for table in spec.tables) == worth_a_row
 
 
-@pytest.mark.parametrize(("ratio", "bits"), [(8, 4), (10, 4), (16, 2), (32, 2), (100, 2)])
-def test_alike_frequencies_give_every_id_a_row_of_few_bits(ratio: float, bits: int) -> None:
-    spec = plan(GROUP, ratio, frequencies={name: np.full(n, 7) for name, (n, _) in GROUP.items()})
-    assert 0.9 * spec.dense_nbytes / ratio <= spec.nbytes <= spec.dense_nbytes / ratio
+@pytest.mark.parametrize("ratio", [8, 10, 16, 32])
+@pytest.mark.parametrize("known", [True, False])
+def test_ids_that_are_alike_have_rows_of_their_own_while_there_is_a_bit_for_every_entry(
+    ratio: float, known: bool
+) -> None:
+    tables = {"users": (9_000, 32), "items": (10_000, 16)}
+    frequencies = {name: np.full(n, 7) for name, (n, _) in tables.items()} if known else None
+    spec = plan(tables, ratio, frequencies=frequencies)
+    assert 0.99 * spec.dense_nbytes / ratio <= spec.nbytes <= spec.dense_nbytes / ratio
     assert not spec.pools
+    fewest = int(32 / ratio) & -2 or 1
     for table in spec.tables:
-        assert table.levels is not None
+        assert table.levels is not None and table.levels.index is LevelIndex.FIRST
         assert table.levels.count == table.num_embeddings
-        assert {level.bits for level in table.levels.each} == {bits}
+        assert {level.bits for level in table.levels.each} <= {fewest, fewest // 2, 2 * fewest, 4 * fewest}
 
 
-def test_alike_frequencies_give_rows_of_one_width_where_an_id_has_less_than_two_bytes() -> None:
-    (table,) = plan({"t": (10_000, 32)}, 100, frequencies={"t": np.full(10_000, 7)}).tables
-    assert table.levels is not None
-    assert [(level.count, level.dim, level.bits) for level in table.levels.each] == [(10_000, 8, 1)]
-    unequal = plan({"t": (10_000, 32)}, 100, frequencies={"t": 1 / (1 + np.arange(10_000))})
-    assert unequal == plan({"t": (10_000, 32)}, 100)
+def test_with_fewer_bits_alike_ids_have_some_of_their_own_beside_a_line() -> None:
+    (table,) = plan({"t": (10_000, 32)}, 100).tables
+    assert table.private is not None and (table.private.dim, table.private.bits) == (8, 1) and table.shared is not None
+    assert plan({"t": (10_000, 32)}, 100, frequencies={"t": np.full(10_000, 7)}).tables == (table,)
+    (shared,) = plan({"t": (10_000, 32)}, 110).tables
+    assert shared.private is None and shared.shared is not None
+
+
+def test_unequal_ids_share_everything_with_less_than_a_bit_for_an_entry() -> None:
+    line = plan({"t": (10_000, 32)}, 100, form=PRESETS["line"])
+    assert plan({"t": (10_000, 32)}, 100, frequencies={"t": 1 / (1 + np.arange(10_000))}) == line
+    short = {f"field{k}": (20, 32) for k in range(5)} | {"products": (10_000, 32)}
+    assert plan(short, 100) == plan(short, 100, form=PRESETS["line"])
+
+
+def test_short_tables_have_more_bits_where_nothing_else_is_known() -> None:
+    spec = plan({"week": (53, 32), "store": (400, 32), "product": (50_000, 32)}, 16)
+    bits = {
+        table.name: [level.bits for level in table.levels.each] for table in spec.tables if table.levels is not None
+    }
+    assert bits["week"] == [8] and bits["store"] == [8]
+    assert max(bits["product"]) < 8
+
+
+def test_a_table_too_small_for_rows_of_its_own_shares_its_bytes() -> None:
+    table = plan({"t": (300, 1)}, 10).tables[0]
+    assert table.shared is not None and table.levels is None
 
 
 def test_frequencies_of_some_tables_alone_or_at_ratios_without_rows_decide_nothing() -> None:

@@ -134,9 +134,9 @@ def test_verifying_finds_another_number_of_kept_ids(tmp_path) -> None:
 
 def test_rarely_used_ids_are_not_kept_where_that_saves_bytes() -> None:
     uses = np.repeat([1000, 10, 9, 0], [200, 300, 1500, 1000])
-    (table,) = plan({"t": (3000, 32)}, 100, frequencies={"t": uses}).tables
+    (table,) = plan({"t": (3000, 32)}, 300, frequencies={"t": uses}).tables
     assert table.kept == KeptSpec(500) and table.unknown is Unknown.ZERO and table.shared is not None
-    (table,) = plan({"t": (3000, 32)}, 32, frequencies={"t": uses}).tables
+    (table,) = plan({"t": (3000, 32)}, 100, frequencies={"t": uses}).tables
     assert table.kept == KeptSpec(500) and table.levels is not None and table.levels.count == 500
     whole = plan({"t": (3000, 32)}, 32, frequencies={"t": uses}, least_uses=0)
     assert whole.tables[0].kept is None

@@ -18,6 +18,7 @@ from benchmarks.quality.methods import (
     ABLATION,
     AFTER_SGD,
     AFTERWARDS,
+    BY_RATIO,
     COMPARED,
     FULL,
     FULL_SGD,
@@ -25,7 +26,6 @@ from benchmarks.quality.methods import (
     OURS,
     PEERS,
     TAUGHT,
-    default_method,
 )
 from benchmarks.quality.runner import DATASETS
 
@@ -146,14 +146,11 @@ def summary(cells: Cells) -> str:
         for ratio in cells.ratios(dataset):
             peer = _best(cells, dataset, ratio, list(PEERS), metric)
             best = _best(cells, dataset, ratio, list(OURS), metric)
-            default = default_method(ratio)
-            if _best(cells, dataset, ratio, _trained(default), metric) is None:
-                default = "hfh line"  # the default until rows of 32 entries got sixteen words
             if peer is None or best is None:
                 continue
             spread = cells.spread(dataset, metric)
             row = [f"{dataset}, {TITLES[dataset, metric]}", f"{ratio:g}×", full[1] if full else "—", *peer]
-            for name in (default, "hfh by frequency"):
+            for name in (BY_RATIO, "hfh by frequency"):
                 ours = _best(cells, dataset, ratio, _trained(name), metric)
                 row += ["—", "—"] if ours is None else [f"{ours[0]}: {ours[1]}", _verdict(ours[1], peer[1], spread)]
             row += [*best, _verdict(best[1], peer[1], spread)]
@@ -253,7 +250,7 @@ def losses(cells: Cells) -> str:
     """What the first data set's AUC and NDCG lose against its full table, beside what they may lose."""
     full = _best(cells, DATASETS[0], 1, [FULL, FULL_SGD], "auc")
     ways = [
-        ("`ratio` alone", lambda ratio: _trained(default_method(ratio))),
+        ("`ratio` alone", lambda ratio: _trained(BY_RATIO)),
         ("`ratio` and `frequencies`", lambda ratio: _trained("hfh by frequency")),
         ("and distilled", lambda ratio: list(TAUGHT)),
         ("compressed after training, kept ids", lambda ratio: [AFTER_SGD[1]]),

@@ -22,7 +22,17 @@ import torch
 
 from benchmarks.quality.clicks import ClickTask
 from benchmarks.quality.data import Size, load_clicks, load_pairs, load_sequences
-from benchmarks.quality.methods import AFTER_SGD, AFTERWARDS, COMPARED, FULL, FULL_SGD, FULLS, TAUGHT, TooSmallError
+from benchmarks.quality.methods import (
+    AFTER_SGD,
+    AFTERWARDS,
+    BY_RATIO,
+    COMPARED,
+    FULL,
+    FULL_SGD,
+    FULLS,
+    TAUGHT,
+    TooSmallError,
+)
 from benchmarks.quality.pairs import PairTask
 from benchmarks.quality.sequences import SequenceTask
 from benchmarks.quality.training import Task, learn
@@ -38,8 +48,10 @@ RATES = (5e-4, 1.5e-3, 4e-3, 1.2e-2, 3.6e-2, 0.1)
 """Adam's rates for the embedding."""
 START: Mapping[str, float] = {"completejourney": 4e-3, "amazon_book": 1.2e-2, "beauty": 1.2e-2}
 """Where the search for the best rate begins."""
-BY_FREQUENCY, LEVELS_AT, LINE_AT = ("hfh by frequency", "hfh by frequency, SGD"), 32, 100
-"""Methods that are another form at some ratios, which wants another rate; and where they are which on draws of the data."""
+CHOSEN = (BY_RATIO, f"{BY_RATIO}, SGD", "hfh by frequency", "hfh by frequency, SGD")
+"""Methods that are another form at some ratios, which wants another rate."""
+PART_RATIOS = (32, 100)
+"""Where forms are searched for that are like those of a whole data set."""
 
 
 @dataclass(frozen=True)
@@ -94,10 +106,11 @@ class Laboratory:
         if self.quick:
             return START[cell.dataset]
         if self.size is Size.WHOLE:
-            ratio = cell.ratio
-            if cell.method in BY_FREQUENCY:
-                ratio = LINE_AT if self._shares(cell) else LEVELS_AT
-            return self.of_size(Size.PART).rate(dataclasses.replace(cell, ratio=ratio))
+            part, ratio = self.of_size(Size.PART), cell.ratio
+            if cell.method in CHOSEN:
+                alike = [r for r in PART_RATIOS if part.form(dataclasses.replace(cell, ratio=r)) == self.form(cell)]
+                ratio = next(iter(alike), ratio)
+            return part.rate(dataclasses.replace(cell, ratio=ratio))
         if cell.method in AFTERWARDS:
             return self.rate(Cell(cell.dataset, FULL, 1))
         if cell.method in AFTER_SGD:
@@ -108,9 +121,10 @@ class Laboratory:
             return self.rate(Cell(cell.dataset, "hfh line", cell.ratio))
         tuned = self.rows(dataset=cell.dataset, method=cell.method, seed=0, tuning=True)
         tuned = [row for row in tuned if "valid" in row]
-        if cell.method in BY_FREQUENCY:
-            shares = self._shares(cell)
-            tuned = [row for row in tuned if self._shares(dataclasses.replace(cell, ratio=row["ratio"])) == shares]
+        if cell.method in CHOSEN:
+            tuned = [
+                row for row in tuned if self.form(dataclasses.replace(cell, ratio=row["ratio"])) == self.form(cell)
+            ]
         ratio = tuned[0]["ratio"] if tuned else cell.ratio
         valid: dict[int, float] = {}
 
@@ -135,10 +149,14 @@ class Laboratory:
         best: float = max(known, key=lambda row: row["valid"])["rate"]
         return best
 
-    def _shares(self, cell: Cell) -> bool:
-        """Whether all that the ratio and frequencies give a data set is one pool."""
+    def form(self, cell: Cell) -> tuple[bool, bool]:
+        """The kind of form that the library picks for a cell: whether rows read a pool, and have bits of their own beside it."""
         shapes = self.task(cell.dataset).shapes
-        return choose(cell.ratio, {"ids": (shapes.total, shapes.dim)}, {"ids": shapes.joined_counts}).shared
+        if cell.method.startswith(BY_RATIO):
+            picked = choose(cell.ratio, {field: (n, shapes.dim) for field, n in shapes.sizes.items()})
+        else:
+            picked = choose(cell.ratio, {"ids": (shapes.total, shapes.dim)}, {"ids": shapes.joined_counts})
+        return picked.shared, bool(picked.private_bits)
 
     def run(self, cell: Cell, rate: float, tuning: bool = False) -> dict[str, Any] | None:
         """The row of a run, made now where there is none; None where the run failed."""

@@ -18,10 +18,12 @@ from hfh_embed.nn.rounding import Scaling, StoredValues, levels, rounded_rms, wi
 from hfh_embed.nn.tape import gathered
 from hfh_embed.spec import PoolSpec, PrivateRole, Reconstruction, TableSpec
 
-__all__ = ["Pool", "Residual", "form_of", "part_std"]
+__all__ = ["Pool", "Residual", "form_of", "part_stds"]
 
 MASTERS = {"float32": None, "bfloat16": torch.bfloat16}
 PART = 2**24
+BESIDE = 0.3
+"""Initial spread of what is shared beside coefficients of an id's own, in units of theirs."""
 
 
 def form_of(form: Form | str | None) -> Form | None:
@@ -241,10 +243,14 @@ class Pool(nn.Module):
         return arrays
 
 
-def part_std(table: TableSpec, std: float) -> float:
-    """Initial standard deviation of the shared and of the private part, so that the whole latent row has ``std``."""
+def part_stds(table: TableSpec, std: float) -> tuple[float, float]:
+    """Initial standard deviations of the shared and of the private part, so that the whole latent row has ``std``.
+
+    What is shared starts smaller beside what is an id's own: where ids are alike it is noise at first, and few-bit values do not shrink
+    by themselves (docs/results.md).
+    """
     shared, private = table.shared, table.private
-    entries = shared.dim if shared is not None else 0
-    if private is not None and private.role is PrivateRole.ADD:
-        entries += private.dim
-    return std * math.sqrt(table.latent_dim / max(entries, table.latent_dim))
+    if shared is None or private is None or private.role is not PrivateRole.ADD:
+        return std, std
+    own = std * math.sqrt(table.latent_dim / (private.dim + BESIDE**2 * shared.dim))
+    return BESIDE * own, own

@@ -8,20 +8,19 @@ from benchmarks.quality.methods import (
     ABLATION,
     AFTER_SGD,
     AFTERWARDS,
+    BY_RATIO,
     COMPARED,
     FULL,
     FULLS,
     METHODS,
-    OURS,
+    Embedding,
     Shapes,
     TooSmallError,
-    default_method,
 )
-from benchmarks.quality.methods.base import Joined
-from benchmarks.quality.methods.forms import Formed
+from benchmarks.quality.methods.forms import Default, Formed
 from benchmarks.quality.methods.kept import Keeping
 from benchmarks.quality.methods.popular import rice
-from hfh_embed.budget import LEAST_USES, choose
+from hfh_embed.budget import LEAST_USES, plan
 
 SIZES = {"user": 1_000, "item": 3_001}
 GENERATOR = np.random.default_rng(0)
@@ -40,11 +39,10 @@ FEW_BIT = {
 }
 
 
-def trained(name: str, ratio: float, epochs: int = 6) -> tuple[Joined, list[float]]:
+def trained(name: str, ratio: float, epochs: int = 6) -> tuple[Embedding, list[float]]:
     """The method after some steps towards given rows of some ids, with the loss of each."""
     torch.manual_seed(0)
     embed = METHODS[name](SHAPES, ratio, 0)
-    assert isinstance(embed, Joined)
     optimizer = embed.own_optimizer(2e-4) or torch.optim.Adam(embed.parameters(), lr=0.02)
     ids = torch.from_numpy(np.stack([np.random.default_rng(1).integers(n, size=40) for n in SIZES.values()], axis=1))
     target = torch.randn(40, 2, 32) * 0.1
@@ -81,8 +79,8 @@ def test_every_trained_value_of_a_peer_is_counted(name: str) -> None:
     if isinstance(embed, Keeping):
         assert embed.nbytes == embed.method.nbytes + -(-SHAPES.total // 8)
         embed = embed.method
-    if isinstance(embed, Formed):
-        assert embed.nbytes == embed.table.nbytes
+    if isinstance(embed, Default | Formed):
+        assert embed.nbytes == (embed.pool if isinstance(embed, Default) else embed.table).nbytes
         return
     stored = embed.arrays()
     assert sum(array.size for array in stored.values()) >= sum(p.numel() for p in embed.parameters())
@@ -200,11 +198,15 @@ def test_ids_of_different_fields_have_different_rows() -> None:
         assert name == "mixed dimensions" or not torch.equal(rows[0], rows[1]), name
 
 
-@pytest.mark.parametrize("ratio", [8, 10, 16, 32, 100, 1000])
-def test_the_default_is_what_the_library_picks(ratio: float) -> None:
-    method = default_method(ratio)
-    assert method in OURS
-    embed = METHODS[method](SHAPES, ratio, 0)
-    assert isinstance(embed, Formed)
-    picked = choose(ratio, {"table": (1000, 32)}).table("table", SHAPES.total, 32, 0, "pool")
-    assert embed.table.spec.replace(exact=None) == picked
+@pytest.mark.parametrize("ratio", [8, 10, 16, 32, 100])
+def test_the_default_is_what_the_library_picks_for_a_table_for_each_field(ratio: float) -> None:
+    embed = METHODS[BY_RATIO](SHAPES, ratio, 0)
+    assert isinstance(embed, Default)
+    tables = {name: (n, SHAPES.dim) for name, n in SHAPES.sizes.items()}
+    assert embed.pool.plan == plan(tables, ratio)
+    assert embed.nbytes == plan(tables, ratio).nbytes <= SHAPES.budget(ratio)
+    ids = torch.tensor([[3, 4], [3, 4], [5, 6]])
+    rows = embed(("item", "user"), ids)
+    assert rows.shape == (3, 2, SHAPES.dim)
+    assert torch.equal(rows[0], rows[1]) and not torch.equal(rows[0], rows[2])
+    assert torch.equal(embed(("user",), ids[:, 1:])[:, 0], rows[:, 1])

@@ -122,7 +122,7 @@ def test_new_rows_train_through_both_ends() -> None:
     hnn.compress(model, ratio=10, min_rows=1_000)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     losses = []
-    for _ in range(20):
+    for _ in range(40):
         optimizer.zero_grad()
         loss = nn.functional.cross_entropy(model(IDS).flatten(0, 1), IDS.flatten())
         loss.backward()

@@ -8,18 +8,19 @@ from functools import partial
 from benchmarks.quality.methods.ablation import ABLATION
 from benchmarks.quality.methods.base import Embedding, Shapes, TooSmallError, descending
 from benchmarks.quality.methods.composed import HashEmbeddings, QuotientRemainder, TensorTrain
-from benchmarks.quality.methods.forms import SIXTEEN_WORDS, Formed, Lean, line_form, private_form
+from benchmarks.quality.methods.forms import SIXTEEN_WORDS, Default, Formed, Lean, line_form, private_form
 from benchmarks.quality.methods.kept import keeping
 from benchmarks.quality.methods.learned import Clustered, DeepHash
 from benchmarks.quality.methods.popular import HotRows, MixedDimensions, Pruned
 from benchmarks.quality.methods.rows import FewBitRows, Full, Mapped
 from benchmarks.quality.methods.trained import AFTERWARDS, Compressed
-from hfh_embed.budget import PRESETS, Form, choose
+from hfh_embed.budget import PRESETS, Form
 
 __all__ = [
     "ABLATION",
     "AFTERWARDS",
     "AFTER_SGD",
+    "BY_RATIO",
     "COMPARED",
     "FULL",
     "FULLS",
@@ -31,7 +32,6 @@ __all__ = [
     "Embedding",
     "Shapes",
     "TooSmallError",
-    "default_method",
 ]
 
 Maker = Callable[[Shapes, float, int], Embedding]
@@ -55,6 +55,8 @@ FULLS: Mapping[str, Maker] = {
 """What every ratio is measured by, the last to see what the ids that are not kept are worth."""
 AFTER_SGD = ("hfh after training, SGD", "hfh after training, kept ids, SGD")
 """Tables that are compressed after training by gradient descent."""
+BY_RATIO = "hfh by ratio"
+"""What the library picks when it is given nothing but the ratio, and the lengths of the tables."""
 ALL_LEVELS = Form(shared=False, level_share=1, level_cover=1, level_count=4, level_bits=4)
 OURS: dict[str, Maker] = {
     "hfh line": _form(line_form()),
@@ -69,6 +71,8 @@ OURS: dict[str, Maker] = {
     "hfh line + exact rows": _form(line_form(exact_share=0.3, exact_bits=4)),
     "hfh levels of all ids": _form(ALL_LEVELS),
     "hfh levels of all ids, SGD": descending(_form(ALL_LEVELS)),
+    BY_RATIO: Default,
+    f"{BY_RATIO}, SGD": descending(Default),
     "hfh by frequency": _form(None),
     "hfh by frequency, SGD": descending(_form(None)),
     "hfh after training": _after("hfh after training"),
@@ -111,14 +115,3 @@ PEERS: Mapping[str, Maker] = {
 COMPARED: Mapping[str, Maker] = {**FULLS, **OURS, **PEERS}
 METHODS: Mapping[str, Maker] = COMPARED | {name: make for group in ABLATION.values() for name, make in group.items()}
 """All of them, those of the ablation last."""
-
-
-def default_method(ratio: float) -> str:
-    """The name of the form that the library picks for rows of 32 entries when it is given nothing but the ratio."""
-    picked = choose(ratio, {"table": (1000, 32)}).table("table", 1000, 32, 0, "pool")
-    forms = {
-        "hfh line": line_form(),
-        "hfh line, 16 words": SIXTEEN_WORDS,
-        "hfh mix": private_form(ratio, 32),
-    }
-    return next(name for name, form in forms.items() if form.table("table", 1000, 32, 0, "pool") == picked)

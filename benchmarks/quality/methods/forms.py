@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.quality.methods.base import SGD_RATES, Joined, Shapes, TooSmallError
+from benchmarks.quality.methods.base import SGD_RATES, Embedding, Joined, Shapes, TooSmallError
 from hfh_embed import nn as hnn
 from hfh_embed.budget import Form
 from hfh_embed.errors import RatioError
 
-__all__ = ["SIXTEEN_WORDS", "Apart", "Formed", "Lean", "line_form", "private_form"]
+__all__ = ["SIXTEEN_WORDS", "Apart", "Default", "Formed", "Lean", "line_form", "private_form"]
 
 SIXTEEN_WORDS = Form(num_hashes=16, chunk_size=32)
 LARGE_FIELD = 1000
@@ -53,6 +53,29 @@ class Formed(Joined):
     @property
     def nbytes(self) -> int:  # type: ignore[override]
         return self.table.nbytes
+
+
+class Default(Embedding):
+    """What a user gets who gives the ratio and nothing else: a table for each field, all on one pool."""
+
+    def __init__(self, shapes: Shapes, ratio: float, seed: int) -> None:
+        super().__init__()
+        self.dim = shapes.dim
+        sizes = {field: (n, shapes.dim) for field, n in shapes.sizes.items()}
+        try:
+            self.pool = hnn.Pool.for_tables(sizes, ratio, seed=seed, std=shapes.std)
+        except RatioError as error:
+            raise TooSmallError(str(error)) from error
+        self.tables = torch.nn.ModuleList([hnn.HFHEmbedding(*sizes[name], pool=self.pool, name=name) for name in sizes])
+        self._number = {field: number for number, field in enumerate(shapes.sizes)}
+
+    def forward(self, fields: tuple[str, ...], ids: Tensor) -> Tensor:
+        rows = [self.tables[self._number[field]](ids[..., place]) for place, field in enumerate(fields)]
+        return torch.stack(rows, dim=-2)
+
+    @property
+    def nbytes(self) -> int:  # type: ignore[override]
+        return self.pool.nbytes
 
 
 class Apart(Joined):
