@@ -8,7 +8,11 @@ from functools import partial
 
 from benchmarks.quality.methods.base import Embedding, Shapes, descending
 from benchmarks.quality.methods.forms import SIXTEEN_WORDS, Apart, Formed, Lean, line_form, private_form
-from hfh_embed.budget import Form
+from benchmarks.quality.methods.kept import keeping
+from benchmarks.quality.methods.popular import Pruned
+from benchmarks.quality.methods.spaces import Beside, DualSpace, MultiHop
+from hfh_embed.budget import LEAST_USES, Form
+from hfh_embed.nn.rounding import StoredValues
 from hfh_embed.spec import Locality, Reconstruction
 
 __all__ = ["ABLATION"]
@@ -47,8 +51,25 @@ def _private(share: float, bits: int) -> Callable[[float, int], Form]:
     return form
 
 
-def _keeping(least_uses: int) -> Maker:
-    return descending(partial(Formed, form=dataclasses.replace(SIXTEEN_WORDS, least_uses=least_uses)))
+def _keeping(least_uses: int, form: Form = SIXTEEN_WORDS) -> Maker:
+    return descending(partial(Formed, form=dataclasses.replace(form, least_uses=least_uses)))
+
+
+ROWS = Form(shared=False, level_share=1, level_cover=1)
+BY_USE = dataclasses.replace(ROWS, level_bits=0)
+
+
+class Annealed(Formed):
+    """Rows of as many bits as their use is worth, but not rounded in the first epochs."""
+
+    def __init__(self, shapes: Shapes, ratio: float, seed: int, epochs: int) -> None:
+        super().__init__(shapes, ratio, seed, dataclasses.replace(BY_USE, least_uses=LEAST_USES))
+        self._epochs, self.settles = epochs, epochs + 1
+        self._bits = {store: store.bits for store in self.modules() if isinstance(store, StoredValues)}
+
+    def before_step(self, step: int, per_epoch: int) -> None:
+        for store, bits in self._bits.items():
+            store.bits = bits if step >= self._epochs * per_epoch else 32
 
 
 ABLATION: Mapping[str, Mapping[str, Maker]] = {
@@ -86,6 +107,22 @@ ABLATION: Mapping[str, Mapping[str, Maker]] = {
     "sixteen words by gradient descent, kept ids": {
         "one pool, all ids": _keeping(0),
         **{f"ids used {uses} times": _keeping(uses) for uses in (2, 5, 10, 20, 50)},
+    },
+    "kept ids by gradient descent": {
+        "bits by use": _keeping(LEAST_USES, BY_USE),
+        "bits by use, ids used 5 times": _keeping(5, BY_USE),
+        "bits by use, ids used 20 times": _keeping(20, BY_USE),
+        "two bits, one width": _keeping(LEAST_USES, dataclasses.replace(ROWS, level_count=1, level_bits=2)),
+        "four bits, widths by use": _keeping(LEAST_USES, dataclasses.replace(ROWS, level_count=4, level_bits=4)),
+        "bits by use, an epoch unrounded": descending(partial(Annealed, epochs=1)),
+        "bits by use, three epochs unrounded": descending(partial(Annealed, epochs=3)),
+    },
+    "the paper's extensions": {"dual space": DualSpace, "multiple hops": MultiHop},
+    "single coefficients pruned": {
+        "line, and a third for pruned coefficients": partial(
+            Beside, make=partial(Formed, form=line_form()), other=Pruned, share=1 / 3
+        ),
+        "pruned coefficients of kept ids": keeping(Pruned),
     },
     "pools, sixteen words by gradient descent": {
         "one pool, all ids": _keeping(0),
