@@ -191,7 +191,7 @@ def other_forms(bench: Bench, dense: Dense) -> None:
     table = one_table(N, D, 100, exact)
     assert table.spec.exact is not None
     lookups(bench, f"exact rows for {table.spec.exact.count / N:.0%} of the ids, 100x", table, dense, "uniform", 1_024)
-    for ratio in (100, 32):
+    for ratio in (300, 100, 32):
         table = filled(plan({"table": (N, D)}, ratio, frequencies={"table": uses_of(N)}))["table"]
         assert table.spec.kept is not None
         what = "levels" if table.spec.levels is not None else "line"
@@ -212,7 +212,9 @@ def other_forms(bench: Bench, dense: Dense) -> None:
 
 def other_dims(bench: Bench) -> None:
     for dim, n in ((16, N), (32, N), (128, 5_000_000), (384, 1_600_000)):
-        lookups(bench, f"line 100x D = {dim}", one_table(n, dim, 100), Dense.of(n, dim), "uniform", 1_024)
+        lookups(
+            bench, f"line 100x D = {dim}", one_table(n, dim, 100, PRESETS["line"]), Dense.of(n, dim), "uniform", 1_024
+        )
 
 
 def single(bench: Bench, dense: Dense) -> None:

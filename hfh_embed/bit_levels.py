@@ -102,7 +102,7 @@ class _Ranked:
         self.tables = tables
         uses = np.concatenate([used.uses for used in tables])
         order = np.argsort(-uses, kind="stable")
-        self.uses = uses[order]
+        self.falling = -uses[order]  # ascends, as searchsorted wants it
         self.owner = np.repeat(np.arange(len(tables)), [len(used.uses) for used in tables])[order]
         self.ids = np.concatenate([used.ids for used in tables])[order]
 
@@ -172,9 +172,11 @@ class _Split:
         left = self.budget - self.nbytes() - sum(several) - SCALE_BYTES * self.firsts.size
 
         def runs(bound: float) -> list[int]:
-            return [int(np.searchsorted(-ranked.uses, -bound / gain, side="right")) for gain in worth]
+            return [int(np.searchsorted(ranked.falling, -bound / gain, side="right")) for gain in worth]
 
-        low, high = (np.log(max(float(x), 1e-300)) for x in (ranked.uses[-1] * min(worth), ranked.uses[0] * max(worth)))
+        low, high = (
+            np.log(max(float(x), 1e-300)) for x in (-ranked.falling[-1] * min(worth), -ranked.falling[0] * max(worth))
+        )
         high += 1
         for _ in range(HALVINGS):
             middle = (low + high) / 2
@@ -183,15 +185,18 @@ class _Split:
         for step, many in enumerate(runs(np.exp(high)), start=1):
             self.firsts[step] = ranked.first(many)
         by_length = np.argsort([used.length for used in self.tables], kind="stable").tolist()
+        left = self.budget - self.nbytes()
         for step in range(len(worth), 0, -1):
             for t in by_length:
-                self._extend(step, t, int(extra[t, step - 1]))
+                if 0 < extra[t, step - 1] <= left and self.firsts[step, t] < self.firsts[step - 1, t]:
+                    self._extend(step, t, int(extra[t, step - 1]))
+                    left = self.budget - self.nbytes()
 
     def _extend(self, step: int, t: int, extra: int) -> None:
         """Give as many more ids of a table so many bits as the bytes that are left allow."""
         before = int(self.firsts[step, t])
         more = int(self.firsts[step - 1, t]) - before
-        while more > 0 and extra > 0:
+        while more > 0:
             self.firsts[step, t] = before + more
             if (over := self.nbytes() - self.budget) <= 0:
                 return
