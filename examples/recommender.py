@@ -39,16 +39,22 @@ class Recommender(nn.Module):
 
 
 def build(
-    sizes: dict[str, int], ratio: float | None, form: Form | None = None, seed: int = 0, dim: int = DIM
+    sizes: dict[str, int],
+    ratio: float | None,
+    form: Form | None = None,
+    seed: int = 0,
+    dim: int = DIM,
+    uses: dict[str, np.ndarray] | None = None,
 ) -> nn.ModuleDict:
-    """One table a field: dense ones, or all on one pool with one ratio, form (None: chosen from it) and seed of its hash functions."""
+    """One table a field: dense ones, or all on one pool with one ratio, form (None: chosen from it and from ``uses``, how often training uses
+    each id) and seed of its hash functions."""
     if ratio is None:
         tables = nn.ModuleDict({field: nn.Embedding(n, dim) for field, n in sizes.items()})
         for table in tables.values():
             nn.init.normal_(table.weight, std=0.05)
         return tables
     shapes = {field: (n, dim) for field, n in sizes.items()}
-    pool = hnn.Pool.for_tables(shapes, ratio=ratio, form=form, seed=seed, std=0.05)
+    pool = hnn.Pool.for_tables(shapes, ratio=ratio, form=form, frequencies=uses, seed=seed, std=0.05)
     return nn.ModuleDict({f: hnn.HFHEmbedding(n, dim, pool=pool, name=f) for f, n in sizes.items()})
 
 
@@ -79,10 +85,21 @@ class Outcome(NamedTuple):
 
 
 def train(
-    model: Recommender, splits: dict[str, Split], epochs: int, rate: float, name: str, batch: int = BATCH
+    model: Recommender,
+    splits: dict[str, Split],
+    epochs: int,
+    rate: float,
+    name: str,
+    batch: int = BATCH,
+    descent: float = 0.0,
 ) -> Outcome:
-    """Train with Adam until an epoch is no better on the validation weeks than the one before; the best one counts."""
-    optimizer = torch.optim.Adam(model.parameters(), lr=rate)
+    """Train until an epoch is no better on the validation weeks than the one before; the best one counts.
+
+    With Adam, the tables with plain gradient descent where a rate for it is given as ``descent``.
+    """
+    optimizers = [torch.optim.Adam(model.top.parameters() if descent else model.parameters(), lr=rate)]
+    if descent:
+        optimizers.append(torch.optim.SGD(model.tables.parameters(), lr=descent))
     best, spent = Outcome(0.0, 0.0, 0, 0.0), 0.0
     rows = splits["train"]
     for epoch in range(epochs):
@@ -92,9 +109,10 @@ def train(
             chosen_rows = order[start : start + batch]
             logits = model(torch.from_numpy(rows.ids[chosen_rows]))
             loss = nn.functional.binary_cross_entropy_with_logits(logits, torch.from_numpy(rows.labels[chosen_rows]))
-            optimizer.zero_grad()
+            model.zero_grad()
             loss.backward()
-            optimizer.step()
+            for optimizer in optimizers:
+                optimizer.step()
             if sys.stderr.isatty():
                 print(f"\r{name} epoch {epoch + 1}/{epochs} {start / len(order):4.0%}", end="", file=sys.stderr)
         spent += time.perf_counter() - began

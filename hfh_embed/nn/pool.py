@@ -22,7 +22,7 @@ __all__ = ["Pool", "Residual", "form_of", "part_stds"]
 
 MASTERS = {"float32": None, "bfloat16": torch.bfloat16}
 PART = 2**24
-BESIDE = 0.3
+BESIDE = 0.2
 """Initial spread of what is shared beside coefficients of an id's own, in units of theirs."""
 
 
@@ -244,13 +244,10 @@ class Pool(nn.Module):
 
 
 def part_stds(table: TableSpec, std: float) -> tuple[float, float]:
-    """Initial standard deviations of the shared and of the private part, so that the whole latent row has ``std``.
+    """Initial standard deviations of the shared and of the private part.
 
-    What is shared starts smaller beside what is an id's own: where ids are alike it is noise at first, and few-bit values do not shrink
-    by themselves (docs/results.md).
+    Beside coefficients of an id's own what is shared starts small: where ids are alike it is noise at first, and few-bit values do not
+    shrink by themselves (docs/results.md).
     """
-    shared, private = table.shared, table.private
-    if shared is None or private is None or private.role is not PrivateRole.ADD:
-        return std, std
-    own = std * math.sqrt(table.latent_dim / (private.dim + BESIDE**2 * shared.dim))
-    return BESIDE * own, own
+    beside = table.shared is not None and table.private is not None and table.private.role is PrivateRole.ADD
+    return BESIDE * std if beside else std, std
