@@ -25,6 +25,7 @@ from benchmarks.quality.data import Size, load_clicks, load_pairs, load_sequence
 from benchmarks.quality.methods import (
     AFTER_SGD,
     AFTERWARDS,
+    BY_FREQUENCY,
     BY_RATIO,
     COMPARED,
     FULL,
@@ -48,7 +49,7 @@ RATES = (5e-4, 1.5e-3, 4e-3, 1.2e-2, 3.6e-2, 0.1)
 """Adam's rates for the embedding."""
 START: Mapping[str, float] = {"completejourney": 4e-3, "amazon_book": 1.2e-2, "beauty": 1.2e-2}
 """Where the search for the best rate begins."""
-CHOSEN = (BY_RATIO, f"{BY_RATIO}, SGD", "hfh by frequency", "hfh by frequency, SGD")
+CHOSEN = (BY_RATIO, f"{BY_RATIO}, SGD", BY_FREQUENCY, f"{BY_FREQUENCY}, SGD")
 """Methods that are another form at some ratios, which wants another rate."""
 PART_RATIOS = (32, 100)
 """Where forms are searched for that are like those of a whole data set."""

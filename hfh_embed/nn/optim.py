@@ -33,7 +33,10 @@ class _PoolOptimizer(torch.optim.Optimizer):
             pools = [module for module in pools.modules() if isinstance(module, Pool)]
         self._pools = {id(pool.store.values): pool for pool in pools if pool.spec is not None}
         if not self._pools:
-            raise SpecError("no pool to optimize; give pools, or a model that has one")
+            raise SpecError(
+                "no pool to optimize; give pools, or a model that has one. Tables whose ids all have rows of their own have none: "
+                "give their parameters to torch's optimizers"
+            )
         if not defaults["lr"] > 0:
             raise SpecError(f"lr is {defaults['lr']!r}; give a positive number")
         self._left: dict[int, tuple[int, int]] = {}  # the values as the last step by lines left them

@@ -72,7 +72,7 @@ def test_it_is_as_exact_as_torch(name: str, options: Any, bias: bool, monkeypatc
 
 
 def test_a_second_backward_pass_gives_the_same() -> None:
-    head = hnn.VocabularyHead(700, 24, ratio=20)
+    head = hnn.VocabularyHead(700, 24, ratio=20, form="line")
     hidden = torch.randn(20, 24, requires_grad=True)
     loss = head.loss(hidden, torch.arange(20))
     first, second = (torch.autograd.grad(loss, [hidden, head.pool.store.values], retain_graph=True) for _ in range(2))
@@ -81,7 +81,7 @@ def test_a_second_backward_pass_gives_the_same() -> None:
 
 
 def test_what_is_not_trained_gets_no_gradient() -> None:
-    head = hnn.VocabularyHead(700, 24, ratio=20, bias=True)
+    head = hnn.VocabularyHead(700, 24, ratio=20, form="line", bias=True)
     head.pool.requires_grad_(False)
     hidden = torch.randn(20, 24, requires_grad=True)
     head.loss(hidden, torch.arange(20)).backward()

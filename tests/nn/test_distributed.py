@@ -33,7 +33,7 @@ class _Model(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        pool = hnn.Pool.for_tables({"users": (2_000, 32), "goods": (500, 16)}, ratio=30, std=0.1)
+        pool = hnn.Pool.for_tables({"users": (2_000, 32), "goods": (500, 16)}, ratio=30, form="line", std=0.1)
         self.users = hnn.HFHEmbedding(2_000, 32, pool=pool, name="users")
         self.goods = hnn.HFHEmbeddingBag(500, 16, pool=pool, name="goods", mode="sum")
         self.dense = nn.Linear(32, 16)

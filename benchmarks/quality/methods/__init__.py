@@ -20,8 +20,10 @@ __all__ = [
     "ABLATION",
     "AFTERWARDS",
     "AFTER_SGD",
+    "BY_FREQUENCY",
     "BY_RATIO",
     "COMPARED",
+    "DROPPING",
     "FULL",
     "FULLS",
     "FULL_SGD",
@@ -57,6 +59,8 @@ AFTER_SGD = ("hfh after training, SGD", "hfh after training, kept ids, SGD")
 """Tables that are compressed after training by gradient descent."""
 BY_RATIO = "hfh by ratio"
 """What the library picks when it is given nothing but the ratio, and the lengths of the tables."""
+BY_FREQUENCY = "hfh by frequency"
+"""And when it is told how often training uses each id."""
 ALL_LEVELS = Form(shared=False, level_share=1, level_cover=1, level_count=4, level_bits=4)
 OURS: dict[str, Maker] = {
     "hfh line": _form(line_form()),
@@ -73,8 +77,8 @@ OURS: dict[str, Maker] = {
     "hfh levels of all ids, SGD": descending(_form(ALL_LEVELS)),
     BY_RATIO: Default,
     f"{BY_RATIO}, SGD": descending(Default),
-    "hfh by frequency": _form(None),
-    "hfh by frequency, SGD": descending(_form(None)),
+    BY_FREQUENCY: _form(None),
+    f"{BY_FREQUENCY}, SGD": descending(_form(None)),
     "hfh after training": _after("hfh after training"),
     "hfh after training, SGD": descending(_after("hfh after training")),
     "hfh after training, kept ids, SGD": descending(keeping(_after("hfh after training"))),
@@ -82,6 +86,12 @@ OURS: dict[str, Maker] = {
 TAUGHT = {"hfh by frequency, distilled, SGD": "hfh by frequency, SGD"}
 """Methods whose labels a full table's model softens, and what they are made of."""
 OURS |= {name: OURS[of] for name, of in TAUGHT.items()}
+DROPPING: Mapping[str, Maker] = {
+    "few-bit rows of kept ids, SGD": descending(keeping(FewBitRows)),
+    "CAFE of kept ids, SGD": descending(keeping(HotRows)),
+    "ROBE of kept ids, SGD": descending(keeping(_form(PRESETS["robe"]))),
+}
+"""Published methods that were given our way to drop ids, which needs frequencies."""
 PEERS: Mapping[str, Maker] = {
     "few-bit rows": FewBitRows,
     "low dimension, 1 bit": partial(Mapped, bits=1),
@@ -105,9 +115,7 @@ PEERS: Mapping[str, Maker] = {
     "ROBE, SGD": descending(_form(PRESETS["robe"])),
     "quotient-remainder, SGD": descending(QuotientRemainder),
     "the paper's HFH, SGD": descending(_form(PRESETS["hfh"])),
-    "few-bit rows of kept ids, SGD": descending(keeping(FewBitRows)),
-    "CAFE of kept ids, SGD": descending(keeping(HotRows)),
-    "ROBE of kept ids, SGD": descending(keeping(_form(PRESETS["robe"]))),
+    **DROPPING,
     "few bits after training": _after("few bits after training"),
     "PQ after training": _after("PQ after training"),
     "OPQ after training": _after("OPQ after training"),
