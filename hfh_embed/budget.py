@@ -216,11 +216,11 @@ def choose(
     With 32 / ratio bits an entry to spend, rows get bits of their own as long as at least a fifth is left for what they
     share; from about 25x on, one bit for every entry of every id no longer fits and everything is shared.
 
-    From 8x on more is looked at (docs/results.md): how often each id is used, where the frequencies of all are known, or else, where no row
-    has more than SHORT_DIM entries, how long the tables are, as ids of short tables are used more. While there is a bit for every entry, every id has a
-    row of as many bits as its use is worth. With fewer, ids that are alike have some bits of their own beside a line, others read
-    the line alone. Where frequencies are unequal, as those of words and clicks, ids with fewer uses than ``least_uses`` are not kept, and long rows of ids that
-    are all kept, as of words, are in four levels, narrower the rarer their ids are.
+    From 8x on more is looked at (docs/results.md): how often each id is used, where that is known of all tables, or else, where no row has
+    more than SHORT_DIM entries, how long the tables are, as ids of short ones are used more. While there is a bit for every entry, every
+    id has a row of as many bits as its use is worth. With fewer, ids that are alike have some bits of their own beside a line, others
+    read the line alone. Where frequencies are unequal, as those of words and clicks, ids with fewer uses than ``least_uses`` are not kept,
+    and long rows of ids that are all kept, as of words, are in four levels, narrower the rarer their ids are.
     """
     affordable = OWN_SHARE * 32 / ratio
     private_bits = max((bits for bits in (1, 2, 4, 8, 16) if bits <= affordable), default=0)

@@ -82,8 +82,9 @@ def with_exact(tables: list[TableSpec], bits: int, budget: int, frequencies: Fre
 def with_levels(tables: list[TableSpec], form: Form, budget: int, frequencies: Frequencies) -> list[TableSpec]:
     """Give the most frequent ids of all tables together exact rows in levels for ``budget`` bytes, index and maps counted.
 
-    With ``level_bits`` of 0 every id has a row of as many bits as its use is worth. Else each level has four times the ids of the one before. The first is as wide as can be; then widths fall as little as can be.
-    Where the bytes do not hold all levels, the longest are left out.
+    With ``level_bits`` of 0 every id has a row of as many bits as its use is worth. Else each level has four times the ids of the one
+    before. The first is as wide as can be; then widths fall as little as can be. Where the bytes do not hold all levels, the longest are
+    left out.
 
     Raises:
         RatioError: every id needs a level, and the bytes do not hold them.

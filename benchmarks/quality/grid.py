@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
-from benchmarks.quality.methods import ABLATION, BY_RATIO, COMPARED, FULL, FULL_SGD, FULLS, PEERS
+from benchmarks.quality.methods import ABLATION, BY_FREQUENCY, BY_RATIO, COMPARED, FULL, FULL_SGD, FULLS, PEERS, TAUGHT
 from benchmarks.quality.runner import DATASETS, Cell
 
 __all__ = ["ABLATION_RATIO", "TABLES", "cells"]
@@ -96,6 +96,8 @@ def between() -> Iterator[Cell]:
     """The strongest, and one peer that every ratio can have, at the ratios between, on the first data set."""
     for ratio in BETWEEN:
         yield from (Cell(DATASETS[0], method, ratio) for method in (*STRONG, *KEPT[:2], "ROBE"))
+    for seed in range(SEEDS + 1):
+        yield from (Cell(DATASETS[0], method, BETWEEN[0], seed) for method in (f"{BY_FREQUENCY}, SGD", *TAUGHT))
 
 
 def confirm() -> Iterator[Cell]:
