@@ -22,6 +22,7 @@ from hfh_embed.frequent import (
     kept_count,
     kept_frequencies,
     share_of_uses,
+    uses_worth_a_row,
     with_exact,
     with_levels,
 )
@@ -64,6 +65,8 @@ line alone, were better. Longer ones were not measured without frequencies."""
 LEAST_USES, LEAST_SHARE = 10, 0.25
 """Uses of an id without which it is not kept where frequencies are unequal: fewer teach a row nothing (docs/results.md). And the share of
 all uses that the kept ids must have: with less, the counts are of too little data to tell."""
+MOST_SHARE = 0.9
+"""The share of all uses that kept ids must have where more are dropped, so that the others have nearly a bit for every entry."""
 OWN_SHARE, LEAST_POOL_BYTES = 0.8, 256
 """The share of the bytes that private bits may take, and what must be left for a pool beside them."""
 
@@ -219,7 +222,7 @@ def choose(
     From 8x on more is looked at (docs/results.md): how often each id is used, where that is known of all tables, or else, where no row has
     more than SHORT_DIM entries, how long the tables are, as ids of short ones are used more. While there is a bit for every entry, every
     id has a row of as many bits as its use is worth. With fewer, ids that are alike have some bits of their own beside a line, others
-    read the line alone. Where frequencies are unequal, as those of words and clicks, ids with fewer uses than ``least_uses`` are not kept,
+    read the line alone. Where frequencies are unequal, as those of words and clicks, ids with fewer uses than ``least_uses`` are not kept (ten, or more where only then there is a bit for every entry),
     and long rows of ids that are all kept, as of words, are in four levels, narrower the rarer their ids are.
     """
     affordable = OWN_SHARE * 32 / ratio
@@ -232,7 +235,7 @@ def choose(
     unequal = are_unequal(frequencies) if known else have_unequal_lengths([n for n, _ in tables.values()])
     if least_uses is None:
         drops = known and unequal and share_of_uses(frequencies, LEAST_USES) >= LEAST_SHARE
-        least_uses = LEAST_USES if drops else 0
+        least_uses = _least_uses(tables, ratio, frequencies) if drops else 0
     kept = _kept_counts(tables, ratio, least_uses, frequencies)
     index_bits = sum(n for name, (n, _) in tables.items() if kept[name] < n)
     nbytes = sum(4 * n * dim for n, dim in tables.values()) / ratio - index_bits / 8
@@ -306,6 +309,12 @@ def plan(
         raise _unreachable(ratio, dense, least, form)
     slots = fewest + (budget - least) * 8 // LINE_BITS * line_slots if form.shared else 0
     return _snapshot(specs, form, min(slots, _most_slots(form)), seed, pool)
+
+
+def _least_uses(tables: Shapes, ratio: float, frequencies: Frequencies) -> int:
+    """LEAST_USES, or more where only fewer ids can have nearly a bit for every entry."""
+    bits = sum((32 * dim / ratio - 1) * n for n, dim in tables.values())
+    return max(LEAST_USES, uses_worth_a_row(tables, frequencies, bits / LEAST_ENTRY_BITS, MOST_SHARE))
 
 
 def _kept_counts(tables: Shapes, ratio: float, least_uses: int, frequencies: Frequencies) -> dict[str, int]:

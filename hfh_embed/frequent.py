@@ -28,6 +28,7 @@ __all__ = [
     "level_ids",
     "most_frequent",
     "share_of_uses",
+    "uses_worth_a_row",
     "with_exact",
     "with_levels",
 ]
@@ -65,6 +66,24 @@ def share_of_uses(frequencies: Frequencies, least_uses: int) -> float:
     """The share of all uses that the ids with so many have."""
     counts = np.concatenate([np.asarray(seen, dtype=np.float64).reshape(-1) for seen in frequencies.values()])
     return float(counts[counts >= least_uses].sum() / max(counts.sum(), 1e-300))
+
+
+def uses_worth_a_row(
+    tables: Mapping[str, tuple[int, int]], frequencies: Frequencies, entries: float, share: float
+) -> int:
+    """How many uses an id must have so that the rows of all that have them are at most so many entries in all; 0 where that
+    leaves less than this share of all uses. ``tables``: name -> (num_embeddings, embedding_dim)."""
+    counts = np.concatenate([np.asarray(frequencies[name], dtype=np.float64) for name in tables])
+    order = np.argsort(counts, kind="stable")
+    rows = np.repeat([dim for _, dim in tables.values()], [n for n, _ in tables.values()])[order]
+    counts = counts[order]
+    above = np.cumsum(rows[::-1])[::-1]  # entries of an id and of all that are used more
+    first = int(np.searchsorted(-above, -entries))
+    if first == len(counts):
+        return 0
+    alike_before = first > 0 and counts[first - 1] == counts[first]
+    least = int(np.ceil(counts[first])) + int(alike_before)
+    return least if counts[counts >= least].sum() >= share * counts.sum() else 0
 
 
 def with_exact(tables: list[TableSpec], bits: int, budget: int, frequencies: Frequencies) -> list[TableSpec]:

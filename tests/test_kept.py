@@ -134,7 +134,8 @@ def test_verifying_finds_another_number_of_kept_ids(tmp_path) -> None:
 
 def test_rarely_used_ids_are_not_kept_where_that_saves_bytes() -> None:
     uses = np.repeat([1000, 10, 9, 0], [200, 300, 1500, 1000])
-    (table,) = plan({"t": (3000, 32)}, 300, frequencies={"t": uses}).tables
+    spread = np.repeat([100, 12, 9, 0], [100, 400, 500, 2000])
+    (table,) = plan({"t": (3000, 32)}, 300, frequencies={"t": spread}).tables
     assert table.kept == KeptSpec(500) and table.unknown is Unknown.ZERO and table.shared is not None
     (table,) = plan({"t": (3000, 32)}, 100, frequencies={"t": uses}).tables
     assert table.kept == KeptSpec(500) and table.levels is not None and table.levels.count == 500
@@ -145,6 +146,10 @@ def test_rarely_used_ids_are_not_kept_where_that_saves_bytes() -> None:
     sparse = plan({"t": (3000, 32)}, 32, frequencies={"t": np.minimum(uses, 9) * (np.arange(3000) < 100)})
     assert sparse.tables[0].kept is None, (
         "where hardly any use is of an often used id, counts are those of too little data"
+    )
+    more = plan({"t": (3000, 32)}, 300, frequencies={"t": np.repeat([1000, 500, 10, 0], [150, 50, 300, 2500])})
+    assert more.tables[0].kept == KeptSpec(200) and more.tables[0].levels is not None, (
+        "rows for those that have most uses"
     )
     few = plan({"t": (3000, 32)}, 1000, frequencies={"t": uses})
     assert few.tables[0].kept is None, "a bit for each id would take all bytes"
