@@ -137,6 +137,10 @@ class Form:
                 f"level_cover is {self.level_cover}, level_count {self.level_count} and level_fall {self.level_fall}; "
                 f"give a share of the ids above 0, 1 to {MAX_LEVELS} levels and a factor from 1"
             )
+        if self.level_share and self.level_bits == 0 and (self.shared or self.private_bits or self.level_cover != 1):
+            raise SpecError(
+                "with level_bits 0 every id has a row of its own; set shared to False, private_bits to 0, level_share and level_cover to 1"
+            )
         if not (isinstance(self.least_uses, int) and self.least_uses >= 0):
             raise SpecError(f"least_uses is {self.least_uses!r}; give a number of uses, or 0 to keep every id")
         if self.level_share and self.exact_share:
@@ -222,8 +226,9 @@ def choose(
     From 8x on more is looked at (docs/results.md): how often each id is used, where that is known of all tables, or else, where no row has
     more than SHORT_DIM entries, how long the tables are, as ids of short ones are used more. While there is a bit for every entry, every
     id has a row of as many bits as its use is worth. With fewer, ids that are alike have some bits of their own beside a line, others
-    read the line alone. Where frequencies are unequal, as those of words and clicks, ids with fewer uses than ``least_uses`` are not kept (ten, or more where only then there is a bit for every entry),
-    and long rows of ids that are all kept, as of words, are in four levels, narrower the rarer their ids are.
+    read the line alone. Where frequencies are unequal, as those of words and clicks, ids with fewer uses than ``least_uses`` are not kept
+    (ten, or more where only then the others have nearly a bit for every entry), and long rows of ids that are all kept, as of words, are in
+    four levels, narrower the rarer their ids are.
     """
     affordable = OWN_SHARE * 32 / ratio
     private_bits = max((bits for bits in (1, 2, 4, 8, 16) if bits <= affordable), default=0)

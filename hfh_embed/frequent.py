@@ -74,9 +74,11 @@ def uses_worth_a_row(
     """How many uses an id must have so that the rows of all that have them are at most so many entries in all; 0 where that
     leaves less than this share of all uses. ``tables``: name -> (num_embeddings, embedding_dim)."""
     counts = np.concatenate([np.asarray(frequencies[name], dtype=np.float64) for name in tables])
+    rows = np.repeat([dim for _, dim in tables.values()], [n for n, _ in tables.values()])
+    if len(rows) != len(counts):
+        return 0  # the plan says what is wrong with them
     order = np.argsort(counts, kind="stable")
-    rows = np.repeat([dim for _, dim in tables.values()], [n for n, _ in tables.values()])[order]
-    counts = counts[order]
+    rows, counts = rows[order], counts[order]
     above = np.cumsum(rows[::-1])[::-1]  # entries of an id and of all that are used more
     first = int(np.searchsorted(-above, -entries))
     if first == len(counts):

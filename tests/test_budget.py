@@ -118,6 +118,8 @@ def test_exact_rows_without_frequencies_are_refused() -> None:
 
 @pytest.mark.parametrize("wrong", [np.ones(5), np.full(100_000, np.nan), np.full(100_000, -1.0)])
 def test_wrong_frequencies_are_refused(wrong: np.ndarray) -> None:
+    with pytest.raises(InputError, match="frequencies of table 't'"):
+        plan({"t": (100, 32)}, 20, frequencies={"t": np.append(np.full(50, 1000), wrong[:30])})
     with pytest.raises(InputError, match="frequencies of table 'users'"):
         plan(GROUP, 20, form=Form(exact_share=0.3), frequencies={"users": wrong})
 
@@ -128,6 +130,8 @@ def test_wrong_frequencies_are_refused(wrong: np.ndarray) -> None:
         {"reconstruction": Reconstruction.MLP, "hidden": 4},
         {"exact_share": 1.0},
         {"shared": False},
+        {"level_share": 0.5, "level_bits": 0},
+        {"shared": False, "level_share": 1, "level_cover": 0.5, "level_bits": 0},
     ],
 )
 def test_impossible_forms_are_refused(arguments: dict[str, object]) -> None:
