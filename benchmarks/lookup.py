@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.record import Recorder
-from hfh_embed.budget import PRESETS, Form, plan
+from hfh_embed.budget import LEAST_USES, PRESETS, Form, plan
 from hfh_embed.kernels._native import SIMD, gather
 from hfh_embed.layout import SnapshotSpec
 from hfh_embed.lookup import Table
@@ -191,8 +191,8 @@ def other_forms(bench: Bench, dense: Dense) -> None:
     table = one_table(N, D, 100, exact)
     assert table.spec.exact is not None
     lookups(bench, f"exact rows for {table.spec.exact.count / N:.0%} of the ids, 100x", table, dense, "uniform", 1_024)
-    for ratio in (300, 100, 32):
-        table = filled(plan({"table": (N, D)}, ratio, frequencies={"table": uses_of(N)}))["table"]
+    for ratio, form in ((100, Form(least_uses=LEAST_USES)), (100, None), (32, None)):
+        table = filled(plan({"table": (N, D)}, ratio, form=form, frequencies={"table": uses_of(N)}))["table"]
         assert table.spec.kept is not None
         what = "levels" if table.spec.levels is not None else "line"
         lookups(bench, f"{what} of a fifth of the ids, {ratio}x", table, dense, "uniform", 1_024)
