@@ -19,7 +19,7 @@ IDS = torch.arange(N)
 def test_rows_are_those_of_the_snapshot_and_other_ids_stay_zero(ratio: int, tmp_path) -> None:
     layer = hnn.HFHEmbedding(N, D, ratio=ratio, frequencies=USES)
     least = np.sort(USES)[-layer.spec.num_kept]
-    kept = torch.from_numpy(USES >= least)
+    kept = torch.from_numpy(least <= USES)
     assert layer.spec.num_kept == int(kept.sum()) and bool((kept <= KEPT).all())
     assert ratio == 100 or torch.equal(kept, KEPT), "fewer are kept only where the bytes are too few for all"
     optimizer = torch.optim.Adam(layer.parameters(), lr=0.01)
