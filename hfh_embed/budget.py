@@ -232,11 +232,14 @@ def choose(
     """
     affordable = OWN_SHARE * 32 / ratio
     private_bits = max((bits for bits in (1, 2, 4, 8, 16) if bits <= affordable), default=0)
-    known = bool(tables and frequencies and tables.keys() <= frequencies.keys())
-    longest = max((dim for _, dim in tables.values()), default=0) if tables else 0
-    if not tables or ratio < LEAST_RATIO or not (known or longest <= SHORT_DIM):
+    if not tables or ratio < LEAST_RATIO:
         return Form(private_bits=private_bits)
-    frequencies = frequencies if known and frequencies else {}
+    counts = frequencies or {}
+    known = tables.keys() <= counts.keys()
+    longest = max(dim for _, dim in tables.values())
+    if not known and longest > SHORT_DIM:
+        return Form(private_bits=private_bits)
+    frequencies = counts if known else {}
     unequal = are_unequal(frequencies) if known else have_unequal_lengths([n for n, _ in tables.values()])
     if least_uses is None:
         drops = known and unequal and share_of_uses(frequencies, LEAST_USES) >= LEAST_SHARE

@@ -19,11 +19,11 @@ STRONG = (
     f"{BY_RATIO}, SGD",
 )
 KEPT = (
-    "hfh by frequency",
-    "hfh by frequency, SGD",
+    BY_FREQUENCY,
+    f"{BY_FREQUENCY}, SGD",
     "hfh after training, kept ids, SGD",
     "few-bit rows of kept ids, SGD",
-    "hfh by frequency, distilled, SGD",
+    *TAUGHT,
 )
 """What keeps the ids that training uses often enough."""
 RIVALS = {
@@ -44,19 +44,19 @@ CLOSE = (
 """What runs with a third seed at CLOSE_RATIOS."""
 CLOSE_RATIOS = (10, 32, 100)
 PUBLISHED = tuple(name for name in PEERS if not name.endswith("SGD"))
-OTHERS = ("hfh line", "hfh line, 16 words", "hfh mix", BY_RATIO, "hfh by frequency", "hfh after training", *PUBLISHED)
+OTHERS = ("hfh line", "hfh line, 16 words", "hfh mix", BY_RATIO, BY_FREQUENCY, "hfh after training", *PUBLISHED)
 """What runs on the second and the third data set, where Adam is the better optimizer."""
-DESCENDED = ("hfh line, SGD", "hfh by frequency, SGD", "few-bit rows, SGD")
+DESCENDED = ("hfh line, SGD", f"{BY_FREQUENCY}, SGD", "few-bit rows, SGD")
 """What shows that, on the second at 32x."""
 RIVALS_ELSEWHERE = {
-    32: (BY_RATIO, "hfh by frequency", "hfh after training", "few-bit rows", "low dimension, 2 bits"),
-    10: (BY_RATIO, "hfh by frequency", "hfh after training", "few-bit rows"),
-    100: (BY_RATIO, "hfh by frequency", "hfh after training", "low dimension, 2 bits"),
+    32: (BY_RATIO, BY_FREQUENCY, "hfh after training", "few-bit rows", "low dimension, 2 bits"),
+    10: (BY_RATIO, BY_FREQUENCY, "hfh after training", "few-bit rows"),
+    100: (BY_RATIO, BY_FREQUENCY, "hfh after training", "low dimension, 2 bits"),
 }
 """What is close to the best on the second, and has as many seeds there as on the first."""
 CONFIRMED = (
-    ("hfh by frequency, SGD", 32),
-    ("hfh by frequency, SGD", 100),
+    (f"{BY_FREQUENCY}, SGD", 32),
+    (f"{BY_FREQUENCY}, SGD", 100),
     (f"{BY_RATIO}, SGD", 32),
     (f"{BY_RATIO}, SGD", 100),
     ("CAFE, SGD", 32),

@@ -52,7 +52,7 @@ START: Mapping[str, float] = {"completejourney": 4e-3, "amazon_book": 1.2e-2, "b
 CHOSEN = (BY_RATIO, f"{BY_RATIO}, SGD", BY_FREQUENCY, f"{BY_FREQUENCY}, SGD")
 """Methods that are another form at some ratios, which wants another rate."""
 BORROWS: Mapping[str, str] = {"beauty": "amazon_book"}
-"""Whose rates a data set's methods take that have no rows there yet, for want of time."""
+"""Whose rates a data set's methods take that were not searched for there, for want of time."""
 PART_RATIOS = (32, 100)
 """Where forms are searched for that are like those of a whole data set."""
 
@@ -120,12 +120,6 @@ class Laboratory:
             return self.rate(Cell(cell.dataset, FULL_SGD, 1))
         if cell.method in TAUGHT:
             return self.rate(Cell(cell.dataset, TAUGHT[cell.method], cell.ratio))
-        if cell.dataset in BORROWS:
-            there = [row for row in self.rows(dataset=cell.dataset, method=cell.method, seed=0) if "valid" in row]
-            if not there:
-                return self.rate(dataclasses.replace(cell, dataset=BORROWS[cell.dataset]))
-            own: float = max(there, key=lambda row: row["valid"])["rate"]
-            return own
         if cell.method not in COMPARED:
             return self.rate(Cell(cell.dataset, "hfh line", cell.ratio))
         tuned = self.rows(dataset=cell.dataset, method=cell.method, seed=0, tuning=True)
@@ -134,6 +128,8 @@ class Laboratory:
             tuned = [
                 row for row in tuned if self.form(dataclasses.replace(cell, ratio=row["ratio"])) == self.form(cell)
             ]
+        if not tuned and cell.dataset in BORROWS:
+            return self.rate(dataclasses.replace(cell, dataset=BORROWS[cell.dataset]))
         ratio = tuned[0]["ratio"] if tuned else cell.ratio
         valid: dict[int, float] = {}
 

@@ -18,7 +18,7 @@ from hfh_embed.nn.rounding import Scaling, StoredValues, levels, rounded_rms, wi
 from hfh_embed.nn.tape import gathered
 from hfh_embed.spec import PoolSpec, PrivateRole, Reconstruction, TableSpec
 
-__all__ = ["Pool", "Residual", "form_of", "part_stds"]
+__all__ = ["Pool", "Residual", "form_of", "shared_std"]
 
 MASTERS = {"float32": None, "bfloat16": torch.bfloat16}
 PART = 2**24
@@ -243,11 +243,10 @@ class Pool(nn.Module):
         return arrays
 
 
-def part_stds(table: TableSpec, std: float) -> tuple[float, float]:
-    """Initial standard deviations of the shared and of the private part.
+def shared_std(table: TableSpec, std: float) -> float:
+    """Initial standard deviation of the shared part of rows of ``std``.
 
     Beside coefficients of an id's own what is shared starts small: where ids are alike it is noise at first, and few-bit values do not
     shrink by themselves (docs/results.md).
     """
-    beside = table.shared is not None and table.private is not None and table.private.role is PrivateRole.ADD
-    return BESIDE * std if beside else std, std
+    return BESIDE * std if table.private is not None and table.private.role is PrivateRole.ADD else std

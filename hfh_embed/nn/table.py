@@ -15,7 +15,7 @@ from hfh_embed.layout import Array, TableData
 from hfh_embed.nn.coded import Coded
 from hfh_embed.nn.compiled_table import coded_rows
 from hfh_embed.nn.levels import Levels
-from hfh_embed.nn.pool import Pool, part_stds
+from hfh_embed.nn.pool import Pool, shared_std
 from hfh_embed.nn.rounding import Scaling, StoredValues, loaded_values, rounded_rms
 from hfh_embed.nn.trellis import BandedMap, Trellis
 from hfh_embed.packing import pack, unpack
@@ -50,15 +50,16 @@ class Rows(nn.Module):
         self.spec, self.pool = spec, pool
         if (spec.shared is not None or spec.residual is not None) and pool is None:
             raise SpecError(f"table {spec.name!r} reads a pool; give it one")
-        shared_std, private_std = part_stds(spec, std)
         frequencies = None if pool is None else pool.frequencies.get(spec.name)
         if spec.kept is not None:
             frequencies = self._keep(frequencies, loaded)
         if spec.shared is not None:
             assert pool is not None
-            self.register_buffer("scale", torch.tensor(pool.initial_scale(spec, shared_std), dtype=torch.float32))
+            self.register_buffer(
+                "scale", torch.tensor(pool.initial_scale(spec, shared_std(spec, std)), dtype=torch.float32)
+            )
         if spec.private is not None:
-            self._make_private(private_std)
+            self._make_private(std)
         if spec.exact is not None:
             self._make_exact(frequencies, std)
         self.levels = self._levels(frequencies, std, loaded) if spec.levels is not None else None

@@ -83,7 +83,7 @@ OURS: dict[str, Maker] = {
     "hfh after training, SGD": descending(_after("hfh after training")),
     "hfh after training, kept ids, SGD": descending(keeping(_after("hfh after training"))),
 }
-TAUGHT = {"hfh by frequency, distilled, SGD": "hfh by frequency, SGD"}
+TAUGHT = {f"{BY_FREQUENCY}, distilled, SGD": f"{BY_FREQUENCY}, SGD"}
 """Methods whose labels a full table's model softens, and what they are made of."""
 OURS |= {name: OURS[of] for name, of in TAUGHT.items()}
 DROPPING: Mapping[str, Maker] = {
